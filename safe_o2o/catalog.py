@@ -1,0 +1,74 @@
+"""Every name that a user can type, one line each, as `"module:Class"`; nothing here imports them.
+
+Add a line, not a branch: the contract tests run over these tables.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from safe_o2o.errors import MissingDependencyError, UnknownNameError
+
+algorithms: dict[str, str] = dict(
+    fosp="safe_o2o.algorithms.fosp:Fosp",
+)
+tasks: dict[str, str] = dict(
+    safe_reach="safe_o2o_sim.tasks.safe_reach:SafeReach",
+)
+behaviors: dict[str, str] = dict(
+    expert="safe_o2o_sim.tasks.safe_reach_behaviors:Expert",
+    unsafe="safe_o2o_sim.tasks.safe_reach_behaviors:Unsafe",
+    random="safe_o2o_sim.tasks.safe_reach_behaviors:RandomWalk",
+)
+robots: dict[str, str] = dict(
+    mock="safe_o2o.runtime.mock_robot:MockRobot",
+    pybullet_twin="safe_o2o_sim.pybullet_twin:PybulletTwin",
+)
+cameras: dict[str, str] = dict(
+    twin_camera="safe_o2o_sim.twin_camera:TwinCamera",
+    opencv="safe_o2o_hardware.cameras.opencv:OpenCVCamera",
+)
+constraints: dict[str, str] = dict(
+    joint_limits="safe_o2o.safety.joint_limits:JointLimits",
+    workspace="safe_o2o.safety.workspace:Workspace",
+)
+
+TABLES: Mapping[str, Mapping[str, str]] = dict(
+    algorithm=algorithms,
+    task=tasks,
+    behavior=behaviors,
+    robot=robots,
+    camera=cameras,
+    constraint=constraints,
+)
+
+
+def load(kind: str, name: str) -> Any:
+    """Import and return the class behind a catalogue name.
+
+    Args:
+        kind: one of `TABLES` ("algorithm", "task", ...).
+        name: the name as the user typed it; dashes and underscores are the same.
+
+    Raises:
+        UnknownNameError: the name is not in the table (the message has the near miss).
+        MissingDependencyError: the class needs a package that is not installed.
+    """
+    table = TABLES[kind]
+    key = name.replace("-", "_")
+    if key not in table:
+        raise UnknownNameError(kind, name, table)
+    module, _, attribute = table[key].partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing.startswith("safe_o2o") and not missing.startswith(
+            ("safe_o2o_sim", "safe_o2o_hardware")
+        ):
+            raise
+        raise MissingDependencyError(
+            f"{kind} {name!r} needs the package {missing!r}", todo=f"pip install {missing}"
+        ) from error
