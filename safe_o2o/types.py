@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NewType
 
-import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
