@@ -62,6 +62,8 @@ class Batch:
         verdict: the filter's strictest verdict on the action `[B, T]` uint8, aligned with `action`.
         source: who proposed the action `[B, T]` uint8, aligned with `action`.
         index: where each record came from; None for a batch that no replay made.
+        actor_mask: records whose action a policy may imitate `[B, T]` bool; None allows every one of
+            `action_mask`.
     """
 
     obs: dict[str, Tensor]
@@ -78,6 +80,7 @@ class Batch:
     verdict: Tensor | None = None
     source: Tensor | None = None
     index: Index | None = None
+    actor_mask: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of rows B."""

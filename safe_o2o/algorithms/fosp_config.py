@@ -1,0 +1,237 @@
+"""Settings of FOSP. Every deviation from the paper is a flag; the preset `paper` has the paper's value.
+
+The `small` preset is the recipe that was measured to work in minutes on two CPU cores: gradients of
+actor and critics reach the encoder, advantages are lambda-returns along the recorded episode, and
+weights are clipped and gated by the probability of a later violation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from safe_o2o.algorithms.world_model import WorldModelConfig
+from safe_o2o.errors import ConfigError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """How the deployed policy picks among candidate actions."""
+
+    rule: Literal["expansion", "reach", "mean"] = "expansion"
+    """paper: expansion (softmax over the frozen and the new policy, fosp.md 4.1; offline there is only
+    one policy). `reach`: the mean action unless its reach probability exceeds the threshold, else the
+    candidate with the smallest. `mean`: the mean action."""
+    samples: int = 16
+    """candidates around the mean (rule `reach`)"""
+    sample_std: float = 0.25
+    """their standard deviation, in action units"""
+    threshold: float = 0.1
+    """reach probability up to which the mean action is taken"""
+    cost_coefficient: float = 0.1
+    """k_c of the expansion score Q^r - k_c Q^c"""
+    inverse_temperature: float = 5.0
+    """1 / alpha of the expansion's softmax"""
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """What changes when training goes on with online data."""
+
+    actor: Literal["imagined", "weighted"] = "imagined"
+    """paper: imagined, pathwise u A^r - (1 - u) A^c on imagined actions (fosp.md 4.2). `weighted`: the
+    offline weighted regression, on online records only where reward still follows."""
+    bc_scale: float = 0.0
+    """weight of the squared error to the frozen policy's action on offline records; paper: 0"""
+    learning_rate: float = 0.0
+    """one rate for every network; 0 keeps the offline rates (paper)"""
+    warmup: int = 0
+    """updates at rate 0 that only fill the optimiser's moments; paper: 0"""
+    decode: bool = True
+    """train the image decoder too; paper: yes"""
+    average_rate: float = 0.0
+    """rate of the weight average that is deployed; 0 deploys the raw weights (paper)"""
+    expansion: bool = True
+    """keep the frozen offline policy as a candidate (safe policy expansion, fosp.md 4.1)"""
+
+
+@dataclass(frozen=True)
+class FospConfig:
+    """FOSP (Cao et al., ICLR 2025). Defaults are the paper's values (fosp.md 5, 10)."""
+
+    world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    hidden_dims: tuple[int, ...] = (512, 512)
+    """hidden layers of actor, critics and REF"""
+    head_input: Literal["latent", "stoch_embed"] = "latent"
+    """what actor and critics read; paper: latent (deter + stoch)"""
+    gradient: Literal["stop", "joint"] = "stop"
+    """paper: stop. `joint` lets actor and critics train the encoder and the RSSM's posterior."""
+    critic_output: Literal["two_hot", "scalar"] = "two_hot"
+    ensemble: int = 1
+    """members a critic; reward takes the minimum, cost the maximum"""
+    discount_reward: float = 1.0 - 1.0 / 333.0
+    discount_cost: float = 1.0 - 1.0 / 333.0
+    discount_reach: float = 0.99
+    lambda_: float = 0.95
+    expectile_reward: float = 0.8
+    expectile_cost: float = 0.8
+    """paper: the same as reward, an upper expectile (conservative)"""
+    critic_target: Literal["imagined", "recorded"] = "imagined"
+    """paper: imagined lambda-returns (L1) plus one-step targets on data (L2). `recorded`: lambda-returns
+    along the recorded sequence."""
+    value_target: Literal["q", "lambda_return"] = "q"
+    """what V is the expectile of; paper: q"""
+    advantage: Literal["q", "lambda_return"] = "q"
+    """A = Q - V (paper) or lambda-return - V"""
+    advantage_normalizer: Literal["percentile", "rms"] = "percentile"
+    weight: Literal["sum", "gated"] = "sum"
+    """paper: sum, u exp(A^r) + (1 - u) exp(-A^c). `gated`: exp(A^r) (1 - p)^power, mean one."""
+    beta: float = 1.0
+    """inverse temperature of the exponential weights"""
+    weight_clip: float = 100.0
+    """largest exponential weight (not in the paper)"""
+    gate_power: float = 4.0
+    """power of (1 - p) in the gated weight"""
+    actor_std: float = 0.0
+    """constant standard deviation of the actor; 0 learns it (paper)"""
+    entropy: float = 3e-4
+    penalty: Literal["imagined", "critic"] = "imagined"
+    """cost measure of the augmented Lagrangian: imagined cost returns (paper) or Q^c at the actor's
+    action on recorded states"""
+    cost_limit: float = 0.0
+    lagrange_multiplier: float = 1e-6
+    penalty_coefficient: float = 5e-9
+    penalty_growth: float = 1e-5
+    lagrange_multiplier_max: float = 1e3
+    horizon: int = 15
+    imagination_starts: int = 0
+    """posterior states that start rollouts; 0 takes all of the batch (paper)"""
+    slow_rate: float = 0.02
+    slow_regularizer: float = 1.0
+    reach_lambda: float = 0.0
+    """lambda of the reach targets along the recorded sequence; paper: 0 (one step)"""
+    shift: int = 0
+    """random image shift, pixels; paper: none"""
+    batch_size: int = 16
+    sequence_length: int = 64
+    model_lr: float = 1e-4
+    actor_lr: float = 3e-5
+    critic_lr: float = 3e-5
+    reach_lr: float = 1e-5
+    """REF must learn slower than the actor (RESPO)"""
+    model_eps: float = 1e-8
+    policy_eps: float = 1e-5
+    model_clip: float = 1000.0
+    policy_clip: float = 100.0
+    decay_start: float = 1.0
+    """share of `total_updates` after which the rates fall linearly to zero; 1 never (paper)"""
+    total_updates: int = 125_000
+    average_rate: float = 0.0
+    """rate of the weight average that is deployed; 0 deploys the raw weights (paper)"""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("discount_reward", "discount_cost", "discount_reach", "lambda_"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"must be in [0, 1], got {getattr(self, name)}", where=name)
+        for name in ("expectile_reward", "expectile_cost"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise ConfigError(f"must be in (0, 1), got {getattr(self, name)}", where=name)
+        if self.cost_limit < 0 or self.penalty_coefficient <= 0:
+            raise ConfigError("cost_limit must be >= 0 and penalty_coefficient > 0", where="fosp")
+        if self.batch_size < 1 or self.sequence_length < 2 or self.total_updates < 1:
+            raise ConfigError("batch_size, sequence_length - 1, total_updates must be >= 1")
+        imagines = "imagined" in (self.critic_target, self.penalty, self.finetune.actor)
+        if imagines and self.head_input != "latent":
+            raise ConfigError(
+                "imagined states have no image embedding",
+                where="head_input",
+                todo="use head_input latent, or recorded targets, critic penalty, weighted fine-tuning",
+            )
+
+
+SMALL = FospConfig(
+    world_model=WorldModelConfig(
+        encoder="keypoint",
+        embed_dim=256,
+        deter_dim=256,
+        latents=16,
+        classes=16,
+        hidden_dim=256,
+        head_layers=1,
+        head_units=256,
+        decoder_size=32,
+        decoder_depth=16,
+        number_output="scalar",
+        image_scale=0.02,
+        reward_scale=1.0,
+        cost_scale=1.0,
+    ),
+    hidden_dims=(256, 256),
+    head_input="stoch_embed",
+    gradient="joint",
+    critic_output="scalar",
+    discount_reward=0.95,
+    discount_cost=0.9,
+    critic_target="recorded",
+    value_target="lambda_return",
+    advantage="lambda_return",
+    advantage_normalizer="rms",
+    weight="gated",
+    beta=6.0,
+    weight_clip=10.0,
+    actor_std=0.25,
+    entropy=0.0,
+    penalty="critic",
+    penalty_coefficient=1e-3,
+    reach_lambda=0.95,
+    shift=2,
+    batch_size=32,
+    sequence_length=8,
+    model_lr=6e-4,
+    actor_lr=6e-4,
+    critic_lr=6e-4,
+    reach_lr=6e-4,
+    policy_eps=1e-8,
+    model_clip=100.0,
+    decay_start=0.5,
+    total_updates=2000,
+    average_rate=0.002,
+    selection=SelectionConfig(rule="reach"),
+    finetune=FineTuneConfig(
+        actor="weighted",
+        bc_scale=3.0,
+        learning_rate=2e-4,
+        warmup=30,
+        decode=False,
+        average_rate=0.02,
+    ),
+)
+
+PRESETS: dict[str, FospConfig] = {
+    "small": SMALL,
+    "tiny": replace(
+        SMALL,
+        world_model=replace(
+            SMALL.world_model, depth=16, embed_dim=64, deter_dim=64, latents=8, classes=8,
+            hidden_dim=64, head_units=64, decoder_depth=8,
+        ),
+        hidden_dims=(64, 64),
+        batch_size=8,
+        total_updates=200,
+    ),
+    "paper": FospConfig(),
+}  # fmt: skip
+
+
+def preset(name: str) -> FospConfig:
+    """A named set of settings: `tiny` (tests), `small` (two CPU cores), `paper`.
+
+    Raises:
+        UnknownNameError: no such preset; names the near miss.
+    """
+    if name not in PRESETS:
+        raise UnknownNameError("preset", name, PRESETS)
+    return PRESETS[name]

@@ -1,0 +1,273 @@
+"""What FOSP deploys: encoder, recurrent state, actor and critics as one step function.
+
+`FospNet` holds every network. `FospPolicy` is the `Policy` behind `act`; `DecisionModule` is the same
+step with plain tensors in and out, which is what becomes the ONNX graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from safe_o2o.algorithms import losses
+from safe_o2o.algorithms.fosp_config import FospConfig, SelectionConfig
+from safe_o2o.algorithms.world_model import WorldModel
+from safe_o2o.nets.critic import Critic
+from safe_o2o.nets.distribution import categorical_mode
+from safe_o2o.nets.policy import GaussianActor
+from safe_o2o.nets.rssm import Latent
+from safe_o2o.spaces import ObservationSpec, Spec
+
+
+def stack_vectors(spec: ObservationSpec, obs: Mapping[str, Tensor]) -> Tensor:
+    """Concatenate the vectors of an observation in the spec's order, `[..., V]` float32."""
+    return torch.cat([obs[name].float() for name in spec.vector_names], -1)
+
+
+def stack_images(spec: ObservationSpec, obs: Mapping[str, Tensor]) -> Tensor:
+    """Images of an observation `[..., H, W, C]` uint8 -> `[..., C, H, W]` float32 around zero."""
+    image = torch.cat([obs[name] for name in spec.image_names], -1)
+    return image.movedim(-1, -3).to(torch.float32) / 255.0 - 0.5
+
+
+class FospNet(nn.Module):
+    """Every network of FOSP.
+
+    Args:
+        config: settings.
+        spec: observation and action spec.
+        vector_mean: dataset mean of the concatenated vectors `[V]`.
+        vector_std: their standard deviation `[V]`.
+    """
+
+    def __init__(
+        self, config: FospConfig, spec: Spec, vector_mean: Tensor, vector_std: Tensor
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.world_model = WorldModel(config.world_model, spec, vector_mean, vector_std)
+        rssm = self.world_model.rssm
+        self.feature_dim = (
+            rssm.feature_dim
+            if config.head_input == "latent"
+            else rssm.stoch_dim + self.world_model.encoder.out_dim
+        )
+        size, dim, hidden = self.feature_dim, spec.action.dim, config.hidden_dims
+        output, members = config.critic_output, config.ensemble
+        self.actor = GaussianActor(size, dim, hidden, config.actor_std or None)
+        self.critic = nn.ModuleDict(
+            {
+                "reward": Critic(size, dim, hidden, output, members),
+                "cost": Critic(size, dim, hidden, output, members),
+                "reach": Critic(size, dim, hidden, "probability", members),
+            }
+        )
+        self.value = nn.ModuleDict(
+            {
+                "reward": Critic(size, 0, hidden, output),
+                "cost": Critic(size, 0, hidden, output),
+                # The reachability estimation function p(s): probability of ever violating.
+                "reach": Critic(size, 0, hidden, "probability"),
+            }
+        )
+
+    def feature(self, latent: Latent, embed: Tensor) -> Tensor:
+        """What actor and critics read, `[..., F]`."""
+        if self.config.head_input == "latent":
+            return latent.feature
+        return torch.cat([latent.stoch, embed], -1)
+
+    def q_reward(self, feature: Tensor, action: Tensor) -> Tensor:
+        """Smallest reward critic of the ensemble `[...]`."""
+        return self.critic["reward"](feature, action).amin(0)
+
+    def q_cost(self, feature: Tensor, action: Tensor) -> Tensor:
+        """Largest cost critic of the ensemble `[...]`."""
+        return self.critic["cost"](feature, action).amax(0)
+
+    def q_reach(self, feature: Tensor, action: Tensor) -> Tensor:
+        """Largest probability of a later violation over the ensemble `[...]`."""
+        return self.critic["reach"](feature, action).amax(0)
+
+    def track(
+        self, image: Tensor, vector: Tensor, latent: Latent, action: Tensor, is_first: Tensor
+    ) -> tuple[Latent, Tensor]:
+        """One filtering step with the posterior's mode.
+
+        Args:
+            image: `[N, C, 64, 64]` around zero.
+            vector: `[N, V]` SI.
+            latent: last state.
+            action: last action `[N, A]`.
+            is_first: `[N, 1]`, 1 at the start of an episode.
+
+        Returns:
+            new state and the feature that the heads read.
+        """
+        rssm = self.world_model.rssm
+        embed = self.world_model.encode(image, vector)
+        latent, action = rssm.reset(latent, action, is_first)
+        deter = rssm.advance(latent, action)
+        stoch = categorical_mode(rssm.posterior_log_p(deter, embed)).flatten(-2)
+        latent = Latent(deter, stoch)
+        return latent, self.feature(latent, embed)
+
+
+class DecisionModule(nn.Module):
+    """One decision with plain tensors in and out: the graph that is exported.
+
+    Inputs, in order: the observation's arrays, the carry, the noise. Outputs: action, new carry,
+    diagnostics. A carry of zeros starts an episode.
+
+    Args:
+        net: networks of the deployed policy.
+        base: networks of the frozen offline policy (safe policy expansion), or None.
+        spec: observation and action spec.
+    """
+
+    def __init__(self, net: FospNet, base: FospNet | None, spec: Spec) -> None:
+        super().__init__()
+        self.net, self.base, self.spec = net, base, spec
+        self.selection: SelectionConfig = net.config.selection
+        rssm = net.world_model.rssm
+        sizes = {
+            "started": 1,
+            "previous_action": spec.action.dim,
+            "deter": rssm.deter_dim,
+            "stoch": rssm.stoch_dim,
+        }
+        if base is not None:
+            sizes |= {
+                "base_deter": base.world_model.rssm.deter_dim,
+                "base_stoch": base.world_model.rssm.stoch_dim,
+            }
+        self.carry_sizes = sizes
+        self.carry_names = {name: f"next_{name}" for name in sizes}
+        count = max(2, self.selection.samples) if self.selection.rule != "mean" else 1
+        self.noise_inputs = {"noise": (count, spec.action.dim)}
+        # The same draw at every step makes a deterministic policy of a sampled choice.
+        self.deterministic_noise = {"noise": "fixed"}
+        self.input_names = [*spec.observation.arrays, *sizes, *self.noise_inputs]
+        diagnostics = ["mean_action", "q_reward", "q_cost", "risk", "mean_risk", "reach", "chosen"]
+        self.output_names = ["action", *self.carry_names.values(), *diagnostics]
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """One valid input of every name, batch size 1."""
+        dtype = {"uint8": torch.uint8, "float32": torch.float32}
+        obs = [
+            torch.zeros(1, *array.shape, dtype=dtype[array.dtype])
+            for array in self.spec.observation.arrays.values()
+        ]
+        carry = [torch.zeros(1, size) for size in self.carry_sizes.values()]
+        noise = [torch.zeros(1, *shape) for shape in self.noise_inputs.values()]
+        return (*obs, *carry, *noise)
+
+    def candidates(self, mean: Tensor, std: Tensor, base: Tensor | None, noise: Tensor) -> Tensor:
+        """Actions to choose from `[N, K, A]`; the mean action is the first."""
+        mean = mean.unsqueeze(1)
+        if self.selection.rule == "mean":
+            return mean
+        if self.selection.rule == "expansion":
+            # One draw of each policy (paper); without a base policy there is nothing to choose.
+            own = mean + std.unsqueeze(1) * noise[:, :1]
+            parts = [own] if base is None else [own, base.unsqueeze(1)]
+        else:
+            sampled = mean + self.selection.sample_std * noise
+            parts = [mean, sampled] if base is None else [mean, base.unsqueeze(1), sampled]
+        return torch.cat(parts, 1).clamp(-1.0, 1.0)
+
+    def choose(self, q_reward: Tensor, q_cost: Tensor, risk: Tensor, noise: Tensor) -> Tensor:
+        """Index `[N, 1]` of the chosen candidate from their critics `[N, K]`."""
+        if self.selection.rule == "reach":
+            safest = risk.argmin(-1, keepdim=True)
+            # In the positive: only a risk that is known to be small keeps the mean action.
+            keep = risk[:, :1] <= self.selection.threshold
+            return torch.where(keep, torch.zeros_like(safest), safest)
+        score = losses.expansion_log_weight(
+            q_reward, q_cost, self.selection.cost_coefficient, self.selection.inverse_temperature
+        )
+        # Gumbel-max from normal noise through its distribution function.
+        uniform = 0.5 * (1.0 + torch.erf(noise[:, : score.shape[1], -1] / 2.0**0.5))
+        gumbel = -torch.log(-torch.log(uniform.clamp(1e-6, 1.0 - 1e-6)))
+        return (score + gumbel).argmax(-1, keepdim=True)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """See the class; every tensor has a leading batch axis N."""
+        named = dict(zip(self.input_names, inputs, strict=True))
+        image = stack_images(self.spec.observation, named)
+        vector = stack_vectors(self.spec.observation, named)
+        first, previous, noise = 1.0 - named["started"], named["previous_action"], named["noise"]
+        latent, feature = self.net.track(
+            image, vector, Latent(named["deter"], named["stoch"]), previous, first
+        )
+        carry = [latent.deter, latent.stoch]
+        base_action = None
+        if self.base is not None:
+            state = Latent(named["base_deter"], named["base_stoch"])
+            base_latent, base_feature = self.base.track(image, vector, state, previous, first)
+            base_mean, base_std = self.base.actor(base_feature)
+            sampled = self.selection.rule == "expansion"
+            base_action = base_mean + base_std * noise[:, 1] if sampled else base_mean
+            carry += [base_latent.deter, base_latent.stoch]
+        mean, std = self.net.actor(feature)
+        action = self.candidates(mean, std, base_action, noise)
+        wide = feature.unsqueeze(1).expand(-1, action.shape[1], -1)
+        q_reward, q_cost = self.net.q_reward(wide, action), self.net.q_cost(wide, action)
+        risk = self.net.q_reach(wide, action)
+        index = self.choose(q_reward, q_cost, risk, noise)
+        chosen = torch.gather(action, 1, index.unsqueeze(-1).expand(-1, -1, action.shape[-1]))[:, 0]
+        reach = self.net.value["reach"](feature)[0].unsqueeze(-1)
+        return (
+            chosen,
+            torch.ones_like(named["started"]),
+            chosen,
+            *carry,
+            mean,
+            torch.gather(q_reward, 1, index),
+            torch.gather(q_cost, 1, index),
+            torch.gather(risk, 1, index),
+            risk[:, :1],
+            reach,
+            index.to(torch.float32),
+        )
+
+
+class FospPolicy(nn.Module):
+    """The `Policy` of FOSP; see `safe_o2o.interfaces.Policy`."""
+
+    def __init__(self, net: FospNet, base: FospNet | None, spec: Spec, seed: int = 0) -> None:
+        super().__init__()
+        self.module = DecisionModule(net, base, spec)
+        self.spec = spec
+        self.last_output: dict[str, Tensor] = {}
+        shape = self.module.noise_inputs["noise"]
+        self._fixed = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+        self._generator = torch.Generator().manual_seed(seed + 1)
+
+    def export_module(self) -> DecisionModule:
+        """The same decision with plain tensors in and out."""
+        return self.module
+
+    def initial_carry(self, n: int = 1) -> dict[str, Tensor]:
+        """Zeros: the graph resets itself when `started` is 0."""
+        return {name: torch.zeros(n, size) for name, size in self.module.carry_sizes.items()}
+
+    @torch.no_grad()
+    def act(
+        self, obs: Mapping[str, Any], carry: dict[str, Tensor], deterministic: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Choose actions `[n, A]` for observations `[n, ...]`."""
+        arrays = [torch.as_tensor(obs[name]) for name in self.spec.observation.arrays]
+        n, shape = arrays[0].shape[0], self._fixed.shape[1:]
+        noise = self._fixed.expand(n, *shape)
+        if not deterministic:
+            noise = torch.randn(n, *shape, generator=self._generator)
+        device = next(self.module.parameters()).device
+        inputs = [x.to(device) for x in (*arrays, *carry.values(), noise)]
+        out = dict(zip(self.module.output_names, self.module(*inputs), strict=True))
+        names = self.module.carry_names
+        self.last_output = {k: v for k, v in out.items() if k not in names.values()}
+        return out["action"], {name: out[after] for name, after in names.items()}

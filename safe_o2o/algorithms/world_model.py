@@ -1,0 +1,253 @@
+"""The world model: encoder, RSSM, decoder, and heads for reward, cost, continue (fosp.md 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from safe_o2o.algorithms import losses
+from safe_o2o.errors import ConfigError
+from safe_o2o.nets.critic import NumberHead
+from safe_o2o.nets.encoder import Decoder, Encoder, KeypointCNN, StridedCNN, VectorDecoder
+from safe_o2o.nets.mlp import MLP
+from safe_o2o.nets.normalizer import VectorNormalizer
+from safe_o2o.nets.rssm import RSSM, Latent
+from safe_o2o.spaces import Spec
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """Sizes and loss weights; the defaults are the paper's (fosp.md 5)."""
+
+    encoder: Literal["strided", "keypoint"] = "strided"
+    """paper: strided. `keypoint` ends in a spatial softmax (learns positions from little data)."""
+    depth: int = 32
+    """channels of the strided encoder's first layer, or number of keypoints"""
+    embed_dim: int = 0
+    """size of a joint embedding; 0 concatenates (paper)"""
+    deter_dim: int = 512
+    latents: int = 48
+    classes: int = 48
+    hidden_dim: int = 512
+    head_layers: int = 2
+    head_units: int = 512
+    unimix: float = 0.01
+    decoder_size: Literal[64, 32] = 64
+    """paper: 64. 32 decodes the image averaged over 2x2 pixels."""
+    decoder_depth: int = 32
+    number_output: Literal["two_hot", "scalar"] = "two_hot"
+    """likelihood of the reward and cost heads; paper: two_hot"""
+    image_scale: float = 1.0
+    vector_scale: float = 1.0
+    reward_scale: float = 1.0
+    cost_scale: float = 1.0
+    cont_scale: float = 1.0
+    cost_weight: float = 10.0
+    """weight of records with cost >= 1 in the cost loss"""
+    free_nats: float = 1.0
+    dyn_scale: float = 0.5
+    rep_scale: float = 0.1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """arithmetic of the convolutions while training; auto takes bf16 where the processor has it. The
+    deployed policy always computes in fp32."""
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "deter_dim", "latents", "classes", "hidden_dim", "head_units"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"must be at least 1, got {getattr(self, name)}", where=name)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """True where bfloat16 convolutions are faster than float32 ones: GPUs, AVX512-BF16, AMX."""
+    if device.type != "cpu":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+class Observed(NamedTuple):
+    """A batch of sequences seen through the model.
+
+    Attributes:
+        embed: encoder output `[B, T, E]`.
+        latent: posterior states `[B, T, ...]`.
+        post: posterior log-probabilities `[B, T, L, C]`.
+        prior: prior log-probabilities `[B, T, L, C]`.
+    """
+
+    embed: Tensor
+    latent: Latent
+    post: Tensor
+    prior: Tensor
+
+
+class Imagined(NamedTuple):
+    """A rollout in the model; time on axis 0, states 0..H, actions 0..H-1."""
+
+    feature: Tensor
+    action: Tensor
+    reward: Tensor
+    cost: Tensor
+    cont: Tensor
+
+
+class WorldModel(nn.Module):
+    """World model of DreamerV3 with a cost head.
+
+    Args:
+        config: sizes and weights.
+        spec: observation and action spec; all images must share one size.
+        vector_mean: dataset mean of the concatenated vectors `[V]`.
+        vector_std: dataset standard deviation `[V]`.
+    """
+
+    def __init__(
+        self, config: WorldModelConfig, spec: Spec, vector_mean: Tensor, vector_std: Tensor
+    ) -> None:
+        super().__init__()
+        self.config = config
+        images = [spec.observation.arrays[name] for name in spec.observation.image_names]
+        channels = sum(image.shape[-1] for image in images)
+        if not images or any(image.shape[:2] != (64, 64) for image in images):
+            raise ConfigError("needs at least one 64x64 camera image", where="observation spec")
+        vector_dim = vector_mean.shape[0]
+        cnn: nn.Module = (
+            KeypointCNN(channels, config.depth)
+            if config.encoder == "keypoint"
+            else StridedCNN(channels, config.depth)
+        )
+        self.vector_normalizer = VectorNormalizer(vector_mean, vector_std)
+        self.encoder = Encoder(cnn, vector_dim, config.embed_dim or None)
+        self.rssm = RSSM(
+            self.encoder.out_dim,
+            spec.action.dim,
+            config.deter_dim,
+            config.latents,
+            config.classes,
+            config.hidden_dim,
+            config.unimix,
+        )
+        size, hidden = self.rssm.feature_dim, [config.head_units] * config.head_layers
+        self.decoder = Decoder(size, channels, config.decoder_depth, config.decoder_size)
+        self.vector_decoder = VectorDecoder(size, vector_dim, hidden) if vector_dim else None
+        self.reward = NumberHead(size, hidden, config.number_output, out_scale=0.0)
+        self.cost = NumberHead(size, hidden, config.number_output, out_scale=1.0)
+        self.cont = MLP(size, 1, hidden)
+
+    def encode(self, image: Tensor, vector: Tensor) -> Tensor:
+        """Images `[N, C, 64, 64]` around zero and vectors `[N, V]` (SI) to `[N, E]`."""
+        return self.encoder(image, self.vector_normalizer(vector))
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        wish = self.config.precision
+        fast = wish == "bf16" or (wish == "auto" and has_fast_bf16(device))
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
+
+    def observe(
+        self,
+        image: Tensor,
+        vector: Tensor,
+        action: Tensor,
+        is_first: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Observed:
+        """Filter sequences `[B, T, ...]`; see `RSSM.observe` for the alignment of actions."""
+        with self._autocast(image.device):
+            flat = self.encode(image.flatten(0, 1), vector.flatten(0, 1))
+        embed = flat.float().unflatten(0, image.shape[:2])
+        latent, post, prior = self.rssm.observe(embed, action, is_first, generator)
+        return Observed(embed, latent, post, prior)
+
+    def loss(
+        self,
+        seen: Observed,
+        image: Tensor,
+        vector: Tensor,
+        reward: Tensor,
+        cost: Tensor,
+        terminated: Tensor,
+        mask: Tensor,
+        decode: bool = True,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """All model losses, means over the valid records (fosp.md 2.2).
+
+        Args:
+            seen: from `observe`.
+            image: `[B, T, C, 64, 64]` around zero.
+            vector: `[B, T, V]` SI.
+            reward: on arrival `[B, T]`.
+            cost: on arrival `[B, T]`.
+            terminated: on arrival `[B, T]`.
+            mask: `[B, T]`, 0 on padding.
+            decode: False leaves the image decoder out (fine-tuning on little data).
+
+        Returns:
+            scalar loss and detached metrics.
+        """
+        cfg, feature = self.config, seen.latent.feature
+        kl, plain_kl = losses.kl_loss(
+            seen.post, seen.prior, cfg.free_nats, cfg.dyn_scale, cfg.rep_scale
+        )
+        cost_nll = self.cost.nll(self.cost(feature), cost)
+        terms = {
+            "kl": kl,
+            "reward": cfg.reward_scale * self.reward.nll(self.reward(feature), reward),
+            "cost": cfg.cost_scale * losses.cost_weight(cost, cfg.cost_weight) * cost_nll,
+            "cont": cfg.cont_scale
+            * nn.functional.binary_cross_entropy_with_logits(
+                self.cont(feature)[..., 0], 1.0 - terminated, reduction="none"
+            ),
+        }
+        if decode:
+            target = image.flatten(0, 1)
+            if cfg.decoder_size == 32:
+                target = nn.functional.avg_pool2d(target, 2)
+            with self._autocast(target.device):
+                decoded = self.decoder(feature.flatten(0, 1))
+            picture = losses.image_loss(decoded.float(), target)
+            terms["image"] = cfg.image_scale * picture.unflatten(0, image.shape[:2])
+        if self.vector_decoder is not None:
+            error = self.vector_decoder(feature) - self.vector_normalizer(vector)
+            terms["vector"] = cfg.vector_scale * error.square().sum(-1)
+        means = {name: losses.masked_mean(term, mask) for name, term in terms.items()}
+        total = torch.stack(list(means.values())).sum()
+        metrics = {f"model/{name}": value.detach() for name, value in means.items()}
+        metrics["model/loss"] = total.detach()
+        metrics["model/plain_kl"] = losses.masked_mean(plain_kl, mask)
+        return total, metrics
+
+    def imagine(
+        self, start: Latent, actor: nn.Module, horizon: int, generator: torch.Generator | None
+    ) -> Imagined:
+        """Roll the prior out under an actor, re-parameterised (fosp.md 2.5).
+
+        Args:
+            start: states `[N, ...]`, detached by the caller.
+            actor: feature `[N, F]` -> (mean, std) `[N, A]`; reads a detached feature.
+            horizon: H.
+            generator: source of all samples.
+
+        Returns:
+            features `[H+1, N, F]`, actions `[H, N, A]`, head predictions `[H+1, N]`.
+        """
+        latent, features, actions = start, [start.feature], []
+        for _ in range(horizon):
+            mean, std = actor(latent.feature.detach())
+            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+            action = mean + std * noise
+            latent = self.rssm.img_step(latent, action, generator)
+            actions.append(action)
+            features.append(latent.feature)
+        feature = torch.stack(features)
+        cont = (self.cont(feature)[..., 0] > 0).to(feature.dtype)
+        return Imagined(
+            feature,
+            torch.stack(actions),
+            self.reward.predict(feature),
+            # Costs are never negative; a regression head may dip below (fosp.md 3.6).
+            self.cost.predict(feature).clamp(min=0.0),
+            cont,
+        )

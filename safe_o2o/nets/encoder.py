@@ -1,0 +1,161 @@
+"""From pixels and poses to one vector, and back.
+
+Two image encoders behind one interface: the paper's strided CNN (fosp.md 2.1), and a small one that
+ends in keypoints (spatial softmax), which learns positions from little data on a CPU
+(simulators.md 8.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from safe_o2o.nets.mlp import LAYER_NORM_EPS, MLP, NormLinear, init_hidden, init_output
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of `[B, C, H, W]`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W] -> [B, C, H, W]`."""
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class StridedCNN(nn.Module):
+    """Four convolutions, kernel 4, stride 2: 64x64 -> 4x4 (the paper's encoder).
+
+    Args:
+        channels: image channels (3 a camera).
+        depth: channels of the first layer; doubled at each.
+    """
+
+    def __init__(self, channels: int, depth: int = 32) -> None:
+        super().__init__()
+        dims = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
+        layers: list[nn.Module] = []
+        for a, b in zip(dims[:-1], dims[1:], strict=True):
+            conv = nn.Conv2d(a, b, 4, 2, padding=1, bias=False)
+            init_hidden(conv)
+            layers += [conv, ChannelNorm(b), nn.SiLU()]
+        self.layers = nn.Sequential(*layers)
+        self.out_dim = dims[-1] * 4 * 4
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`[B, C, 64, 64]` around zero -> `[B, out_dim]`."""
+        return self.layers(image).flatten(1)
+
+
+class KeypointCNN(nn.Module):
+    """Two strided and three dense convolutions, then the expected position of each channel.
+
+    Args:
+        channels: image channels.
+        keypoints: number of channels that become (x, y) positions.
+        size: image side, pixels.
+    """
+
+    grid: Tensor
+
+    def __init__(self, channels: int, keypoints: int = 32, size: int = 64) -> None:
+        super().__init__()
+        half = keypoints // 2
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, half, 4, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(half, keypoints, 4, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(keypoints, keypoints, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(keypoints, keypoints, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(keypoints, keypoints, 3, 1, 1),
+        )
+        side = size // 4
+        axis = torch.linspace(-1.0, 1.0, side)
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        self.register_buffer("grid", torch.stack([x, y], -1).reshape(-1, 2), persistent=False)
+        self.log_sharpness = nn.Parameter(torch.zeros(keypoints, 1))
+        self.out_dim = 2 * keypoints
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`[B, C, S, S]` around zero -> `[B, 2 * keypoints]` in [-1, 1]."""
+        heat = self.layers(image).flatten(2)  # [B, K, S*S/16]
+        # float32 from here on, also under autocast: bfloat16 would round positions to 1 %.
+        with torch.autocast(heat.device.type, enabled=False):
+            p = torch.softmax(heat.float() * self.log_sharpness.exp(), -1)
+            return (p @ self.grid).flatten(1)
+
+
+class Encoder(nn.Module):
+    """Images and vectors of an observation to one embedding.
+
+    Args:
+        image: a CNN with `out_dim`, or None without cameras.
+        vector_dim: total size of the vectors, 0 without.
+        embed_dim: size of a joint embedding; None concatenates CNN and vector features.
+    """
+
+    def __init__(self, image: nn.Module | None, vector_dim: int, embed_dim: int | None) -> None:
+        super().__init__()
+        self.image = image
+        self.vector = NormLinear(vector_dim, 128) if vector_dim else None
+        raw = (int(image.out_dim) if image is not None else 0) + (128 if vector_dim else 0)
+        self.joint = NormLinear(raw, embed_dim) if embed_dim else None
+        self.out_dim = embed_dim or raw
+
+    def forward(self, image: Tensor | None, vector: Tensor | None) -> Tensor:
+        """Image `[B, C, H, W]` in [-0.5, 0.5] and vector `[B, V]` -> `[B, out_dim]`."""
+        parts: list[Tensor] = []
+        if self.image is not None and image is not None:
+            parts.append(self.image(image))
+        if self.vector is not None and vector is not None:
+            parts.append(self.vector(vector))
+        raw = torch.cat(parts, -1)
+        return raw if self.joint is None else self.joint(raw)
+
+
+class Decoder(nn.Module):
+    """Latent feature to an image around zero; 64x64 (the paper's) or 32x32.
+
+    Args:
+        feature_dim: size of the latent feature.
+        channels: image channels.
+        depth: channels of the last hidden layer; doubled at each earlier one.
+        size: image side, 64 or 32 pixels.
+    """
+
+    def __init__(self, feature_dim: int, channels: int, depth: int = 32, size: int = 64) -> None:
+        super().__init__()
+        stages = {64: 4, 32: 3}[size]
+        dims = [depth * 2 ** (stages - 1 - i) for i in range(stages)]
+        self.first = dims[0]
+        self.input = nn.Linear(feature_dim, dims[0] * 4 * 4)
+        init_output(self.input, 1.0)
+        layers: list[nn.Module] = []
+        for a, b in zip(dims, [*dims[1:], channels], strict=True):
+            last = len(layers) == 3 * (stages - 1)
+            conv = nn.ConvTranspose2d(a, b, 4, 2, padding=1, bias=last)
+            if last:
+                init_output(conv, 1.0)
+                layers.append(conv)
+            else:
+                init_hidden(conv)
+                layers += [conv, ChannelNorm(b), nn.SiLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """`[B, F] -> [B, C, S, S]` around zero."""
+        return self.layers(self.input(feature).unflatten(-1, (self.first, 4, 4)))
+
+
+class VectorDecoder(MLP):
+    """Latent feature to the (normalised) vectors of the observation."""
+
+    def __init__(self, feature_dim: int, vector_dim: int, hidden_dims: Sequence[int]) -> None:
+        super().__init__(feature_dim, vector_dim, hidden_dims)

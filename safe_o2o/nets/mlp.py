@@ -1,0 +1,89 @@
+"""Dense building blocks with DreamerV3's initialisation (fosp.md 2.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-3
+
+
+def init_hidden(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Truncated normal (+-2 sigma), std = sqrt(1 / mean(fan_in, fan_out)) / 0.8796."""
+    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(module.weight)
+    std = math.sqrt(2.0 / (fan_in + fan_out)) / 0.87962566103423978
+    nn.init.trunc_normal_(module.weight, std=std, a=-2.0 * std, b=2.0 * std)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def init_output(module: nn.Linear | nn.ConvTranspose2d, scale: float) -> None:
+    """Uniform +-sqrt(3 * scale / mean(fan_in, fan_out)); scale 0 starts at exactly zero."""
+    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(module.weight)
+    limit = math.sqrt(3.0 * scale * 2.0 / (fan_in + fan_out))
+    nn.init.uniform_(module.weight, -limit, limit)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+class NormLinear(nn.Module):
+    """Linear without bias, LayerNorm, SiLU."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim, bias=False)
+        self.norm = nn.LayerNorm(out_dim, eps=LAYER_NORM_EPS)
+        init_hidden(self.linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in_dim] -> [..., out_dim]`."""
+        return nn.functional.silu(self.norm(self.linear(x)))
+
+
+class MLP(nn.Module):
+    """Hidden `NormLinear` layers and a biased linear output.
+
+    Args:
+        in_dim: size of the last axis of the input.
+        out_dim: size of the last axis of the output.
+        hidden_dims: one size a hidden layer.
+        out_scale: scale of the output's initialisation (0: the net starts at zero).
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, hidden_dims: Sequence[int], out_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        dims = [in_dim, *hidden_dims]
+        self.hidden = nn.Sequential(
+            *(NormLinear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        )
+        self.output = nn.Linear(dims[-1], out_dim)
+        init_output(self.output, out_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in_dim] -> [..., out_dim]`."""
+        return self.output(self.hidden(x))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable numbers in a module."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def detach_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers cut from the graph, for `torch.func.functional_call`.
+
+    Gradients still flow to the module's *inputs*: this is how an actor climbs a critic without
+    training it.
+    """
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor.detach() for name, tensor in named}
+
+
+def call_frozen(module: nn.Module, *args: Tensor) -> Tensor:
+    """`module(*args)` with its parameters treated as constants."""
+    return torch.func.functional_call(module, detach_parameters(module), args)

@@ -1,0 +1,64 @@
+"""Gaussian actor of DreamerV3/FOSP (fosp.md 3.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from safe_o2o.nets.distribution import normal_entropy, normal_log_prob
+from safe_o2o.nets.mlp import MLP
+
+
+class GaussianActor(nn.Module):
+    """Normal(tanh(m), std), std = 0.9 * sigmoid(raw + 2) + 0.1, or a constant.
+
+    Samples are not squashed; the environment clips.
+
+    Args:
+        feature_dim: size of the state feature.
+        action_dim: A.
+        hidden_dims: hidden layers.
+        fixed_std: constant standard deviation; None learns it (the paper).
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int],
+        fixed_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.fixed_std = fixed_std
+        self.mlp = MLP(feature_dim, action_dim * (1 if fixed_std else 2), hidden_dims)
+
+    @staticmethod
+    def moments(raw_mean: Tensor, raw_std: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw outputs to mean in (-1, 1) and std in (0.1, 1)."""
+        return torch.tanh(raw_mean), 0.9 * torch.sigmoid(raw_std + 2.0) + 0.1
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature `[..., F]` -> mean and std `[..., A]`."""
+        raw = self.mlp(feature)
+        if self.fixed_std:
+            mean = torch.tanh(raw)
+            return mean, torch.full_like(mean, self.fixed_std)
+        return self.moments(*raw.chunk(2, -1))
+
+    @staticmethod
+    def sample(mean: Tensor, std: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Re-parameterised sample."""
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + std * noise
+
+    @staticmethod
+    def log_prob(action: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Log-density `[...]` of actions `[..., A]`."""
+        return normal_log_prob(action, mean, std)
+
+    @staticmethod
+    def entropy(std: Tensor) -> Tensor:
+        """Entropy `[...]` in nats."""
+        return normal_entropy(std)
