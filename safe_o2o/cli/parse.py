@@ -77,7 +77,7 @@ def take_name(argv: Sequence[str], kind: str, *, verb: str) -> tuple[str, list[s
             print(f"usage: safe-o2o {verb} NAME [ARGUMENTS]\n\nNAME: {known}")
             print(f"safe-o2o {verb} NAME --help shows the arguments")
             sys.exit(0)
-        raise ConfigError(f"needs the name of a {kind}", where=verb, todo=f"known: {known}")
+        raise ConfigError(f"names no {kind}", where=verb, todo=f"known: {known}")
     name = argv[0].replace("-", "_")
     if name not in table:
         raise UnknownNameError(kind, argv[0], table)
