@@ -1,0 +1,51 @@
+"""ROS parameters from the same frozen dataclasses that configure everything else.
+
+A field of type bool, int, float, str or tuple of those becomes one read-only parameter of that
+name; the dataclass checks the ranges. So there is one table of names, types and defaults, and it is
+the code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.exceptions import InvalidParameterTypeException
+from rclpy.node import Node
+
+from safe_o2o.config import from_json
+from safe_o2o.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def declare_config(node: Node, config_cls: type[T]) -> T:
+    """Declare one parameter for every field of a dataclass; returns the dataclass, filled.
+
+    Args:
+        node: the node to declare on; overrides come from its arguments and parameter files.
+        config_cls: a frozen dataclass whose fields all have defaults. A field's `metadata["doc"]`
+            becomes the description that `ros2 param describe` shows.
+
+    Raises:
+        ConfigError: an override has the wrong type (a YAML `50` for a float) or is out of range.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config_cls):  # type: ignore[arg-type]
+        default = field.default
+        default = list(default) if isinstance(default, tuple) else default
+        descriptor = ParameterDescriptor(
+            description=field.metadata.get("doc", field.name), read_only=True
+        )
+        try:
+            parameter = node.declare_parameter(field.name, default, descriptor)
+        except InvalidParameterTypeException as error:
+            raise ConfigError(str(error), where=f"{node.get_name()}.{field.name}") from error
+        values[field.name] = parameter.value
+    return from_json(config_cls, values, where=node.get_name())
+
+
+def setting(default: Any, doc: str) -> Any:
+    """A dataclass field with the description that its ROS parameter shows."""
+    return dataclasses.field(default=default, metadata={"doc": doc})
