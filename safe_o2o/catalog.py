@@ -65,9 +65,7 @@ def load(kind: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         missing = error.name or ""
-        if missing.startswith("safe_o2o") and not missing.startswith(
-            ("safe_o2o_sim", "safe_o2o_hardware")
-        ):
+        if missing.startswith("safe_o2o") and missing not in ("safe_o2o_sim", "safe_o2o_hardware"):
             raise
         raise MissingDependencyError(
             f"{kind} {name!r} needs the package {missing!r}", todo=f"pip install {missing}"
