@@ -64,7 +64,8 @@ class Fosp:
     Args:
         config: settings.
         spec: observation and action spec of the data.
-        statistics: `{"mean": [...], "std": [...]}` of the concatenated vectors; None does not scale.
+        statistics: mean and std of each vector of the observation by name, as
+            `Statistics.to_json` gives them; None does not scale.
         device: where to train.
     """
 
@@ -80,11 +81,12 @@ class Fosp:
         device: torch.device | str = "cpu",
     ) -> None:
         self.config, self.spec, self.device = config, spec, torch.device(device)
-        size = sum(spec.observation.arrays[n].shape[0] for n in spec.observation.vector_names)
+        names = spec.observation.vector_names
+        size = sum(spec.observation.arrays[name].shape[0] for name in names)
         mean, std = torch.zeros(size), torch.ones(size)
         if statistics is not None:
-            mean = torch.as_tensor(statistics["mean"], dtype=torch.float32)
-            std = torch.as_tensor(statistics["std"], dtype=torch.float32)
+            mean = torch.tensor([x for name in names for x in statistics[name]["mean"]])
+            std = torch.tensor([x for name in names for x in statistics[name]["std"]])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.net = FospNet(config, spec, mean, std).to(self.device)

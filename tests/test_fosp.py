@@ -1,0 +1,186 @@
+"""What FOSP promises beyond the formulas: who trains whom, expansion, the paper's settings."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from safe_o2o.algorithms.fosp import Fosp, constant
+from safe_o2o.algorithms.fosp_config import FospConfig, SelectionConfig, preset
+from safe_o2o.algorithms.fosp_policy import DecisionModule
+from safe_o2o.algorithms.world_model import WorldModelConfig
+from safe_o2o.errors import ConfigError, UnknownNameError
+from safe_o2o.nets.mlp import count_parameters
+from tests.synthetic import SPEC, STATISTICS, sequence_batch
+
+PAPER_TINY = FospConfig(
+    world_model=WorldModelConfig(
+        depth=2, deter_dim=16, latents=4, classes=4, hidden_dim=16, head_units=16, decoder_depth=2
+    ),
+    hidden_dims=(16, 16),
+    horizon=4,
+)
+
+
+def gradients(algorithm: Fosp, part: str) -> float:
+    """Size of the gradient that actor, critic and REF losses send into the encoder."""
+    net, batch = algorithm.net, sequence_batch(0)
+    algorithm.update(batch)  # critics start at zero and send nothing at first
+    data = algorithm._records(batch)
+    seen = net.world_model.observe(
+        data.image, data.vector, data.action, data.is_first, algorithm.generator
+    )
+    feature = net.feature(seen.latent, seen.embed)
+    if algorithm.config.gradient == "stop":
+        feature = feature.detach()
+    imagined = algorithm._imagine(seen, data) if algorithm._imagines else None
+    target = algorithm._critic_targets(feature, data, imagined)
+    metrics: dict[str, torch.Tensor] = {}
+    loss = {
+        "critic": lambda: algorithm._critic_loss(feature, data, target, imagined, metrics),
+        "reach": lambda: algorithm._reach_loss(feature, data, imagined, metrics),
+        "actor": lambda: algorithm._actor_loss(feature, data, target, imagined, metrics),
+    }[part]()
+    loss.backward()
+    model = [p.grad for p in net.world_model.parameters() if p.grad is not None]
+    return sum(float(g.abs().sum()) for g in model)
+
+
+@pytest.mark.parametrize("part", ["critic", "reach", "actor"])
+def test_paper_stops_gradients_at_the_latents_and_small_does_not(part: str) -> None:
+    assert gradients(Fosp(PAPER_TINY, SPEC, STATISTICS), part) == 0.0
+    assert gradients(Fosp(preset("tiny"), SPEC, STATISTICS), part) > 0.0
+
+
+def test_actor_loss_trains_the_actor_alone() -> None:
+    for config in (PAPER_TINY, preset("tiny")):
+        algorithm = Fosp(replace(config, gradient="stop"), SPEC, STATISTICS)
+        gradients(algorithm, "actor")
+        net = algorithm.net
+        touched = {
+            name: any(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
+            for name, module in net.named_children()
+        }
+        assert touched == {"world_model": False, "actor": True, "critic": False, "value": False}
+
+
+def test_paper_settings_train_offline_and_online() -> None:
+    algorithm = Fosp(PAPER_TINY, SPEC, STATISTICS)
+    first = algorithm.update(sequence_batch(0))
+    assert {"reach/loss", "lagrange/multiplier", "model/image"} <= first.keys()
+    algorithm.start_online()
+    metrics = algorithm.update(sequence_batch(1, origin=1))
+    assert all(torch.isfinite(torch.tensor(v)) for v in metrics.values())
+    assert algorithm.step == 2 and algorithm.online_step == 1
+
+
+@pytest.mark.parametrize("config", [PAPER_TINY, preset("tiny")], ids=["paper", "small"])
+def test_the_frozen_policy_never_moves(config: FospConfig) -> None:
+    finetune = replace(config.finetune, warmup=0)
+    algorithm = Fosp(replace(config, finetune=finetune), SPEC, STATISTICS)
+    algorithm.update(sequence_batch(0))
+    algorithm.start_online()
+    assert algorithm.base is not None
+    before = copy.deepcopy(algorithm.base.state_dict())
+    moving = copy.deepcopy(algorithm.net.actor.state_dict())
+    for seed in range(3):
+        algorithm.update(sequence_batch(seed, origin=1))
+    after = algorithm.base.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    now = algorithm.net.actor.state_dict()
+    assert any(not torch.equal(moving[name], now[name]) for name in moving)
+
+
+def test_warm_up_fills_the_moments_and_moves_nothing() -> None:
+    config = preset("tiny")
+    algorithm = Fosp(replace(config, finetune=replace(config.finetune, warmup=2)), SPEC, STATISTICS)
+    algorithm.update(sequence_batch(0))
+    algorithm.start_online()
+    before = copy.deepcopy(algorithm.net.state_dict())
+    for seed in range(2):
+        algorithm.update(sequence_batch(seed, origin=1))
+    same = [torch.equal(before[k], v) for k, v in algorithm.net.state_dict().items()]
+    assert all(same)
+    algorithm.update(sequence_batch(3, origin=1))
+    assert not all(torch.equal(before[k], v) for k, v in algorithm.net.state_dict().items())
+
+
+def decision(rule: str, base: bool = True) -> tuple[DecisionModule, Fosp]:
+    config = replace(preset("tiny"), selection=SelectionConfig(rule=rule))  # type: ignore[arg-type]
+    algorithm = Fosp(config, SPEC, STATISTICS)
+    other = Fosp(replace(config, seed=7), SPEC, STATISTICS).net if base else None
+    return DecisionModule(algorithm.net, other, SPEC), algorithm
+
+
+def test_expansion_scores_each_candidate_at_its_own_action() -> None:
+    module, _ = decision("expansion")
+    mean, std = torch.zeros(1, 3), torch.full((1, 3), 0.25)
+    base = torch.full((1, 3), 0.5)
+    noise = torch.ones(1, 16, 3)
+    candidates = module.candidates(mean, std, base, noise)
+    assert candidates.shape == (1, 2, 3)
+    assert torch.equal(candidates[0, 0], torch.full((3,), 0.25))
+    assert torch.equal(candidates[0, 1], base[0])
+
+
+def test_expansion_chooses_with_the_probabilities_of_the_paper() -> None:
+    module, _ = decision("expansion")
+    q_reward = torch.tensor([[1.0, 0.8]]).expand(20_000, 2)
+    q_cost = torch.tensor([[2.0, 0.5]]).expand(20_000, 2)
+    noise = torch.randn(20_000, 16, 3, generator=torch.Generator().manual_seed(0))
+    index = module.choose(q_reward, q_cost, torch.zeros_like(q_cost), noise)
+    # T10: P = (0.562177, 0.437823); three standard errors are 0.0105.
+    assert (index == 0).float().mean().item() == pytest.approx(0.562177, abs=0.0105)
+
+
+def test_reach_rule_keeps_the_mean_unless_it_is_risky_and_fails_closed() -> None:
+    module, _ = decision("reach")
+    risk = torch.tensor([[0.05, 0.01, 0.9], [0.4, 0.3, 0.2], [float("nan"), 0.3, 0.2]])
+    index = module.choose(torch.zeros(3, 3), torch.zeros(3, 3), risk, torch.zeros(3, 16, 3))
+    assert index[0].item() == 0 and index[1].item() == 2
+    assert not risk[2, 0] <= 0.1  # NaN is never "known to be small"
+
+
+def test_decision_resets_itself_at_the_start_of_an_episode() -> None:
+    module, algorithm = decision("reach", base=False)
+    inputs = list(module.example_inputs())
+    clean = module(*inputs)
+    names = module.input_names
+    for name in ("deter", "stoch", "previous_action"):
+        inputs[names.index(name)] = torch.full_like(inputs[names.index(name)], 3.0)
+    dirty = module(*inputs)
+    assert torch.equal(clean[0], dirty[0])
+    inputs[names.index("started")] = torch.ones(1, 1)
+    assert not torch.equal(clean[0], module(*inputs)[0])
+
+
+def test_constant_lets_gradients_through_to_inputs_only() -> None:
+    layer, x = torch.nn.Linear(2, 1), torch.ones(1, 2, requires_grad=True)
+    with constant(layer):
+        y = layer(x)
+    y.sum().backward()
+    assert x.grad is not None and layer.weight.grad is None
+    assert all(p.requires_grad for p in layer.parameters())
+
+
+def test_sizes_of_the_paper() -> None:
+    """Encoder and RSSM counts of fosp.md 2.1 that do not depend on the camera of our task."""
+    net = Fosp(preset("paper"), SPEC, STATISTICS).net
+    rssm = net.world_model.rssm
+    assert count_parameters(rssm.gru) == 1_575_936
+    assert count_parameters(rssm.img_out) == 263_168
+    assert count_parameters(rssm.img_stats) == 1_181_952
+    assert count_parameters(net.world_model.reward) == 1_836_799
+    assert count_parameters(net.value["reward"]) == 1_836_799
+
+
+def test_bad_settings_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="expectile_cost"):
+        replace(preset("small"), expectile_cost=1.0)
+    with pytest.raises(ConfigError, match="head_input"):
+        replace(preset("paper"), head_input="stoch_embed")
+    with pytest.raises(UnknownNameError, match="small"):
+        preset("smal")
