@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,8 +63,8 @@ class Batch:
         verdict: the filter's strictest verdict on the action `[B, T]` uint8, aligned with `action`.
         source: who proposed the action `[B, T]` uint8, aligned with `action`.
         index: where each record came from; None for a batch that no replay made.
-        actor_mask: records whose action a policy may imitate `[B, T]` bool; None allows every one of
-            `action_mask`.
+        actor_mask: records whose action a policy may imitate `[B, T]` bool; None allows every one
+            of `action_mask`.
     """
 
     obs: dict[str, Tensor]
@@ -88,7 +89,7 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to every tensor, index included."""
-        changed: dict[str, object] = {}
+        changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, dict):

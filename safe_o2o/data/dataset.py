@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safe_o2o.data.episode import Episode, EpisodeMeta, write_episode
+from safe_o2o.data.episode import Episode, EpisodeMeta, SchemaVersionError, write_episode
 from safe_o2o.errors import DataError, SafeO2OError, StorageError
 from safe_o2o.files import storage_error, write_atomic
 from safe_o2o.spaces import Spec
@@ -249,7 +249,8 @@ def read_header(directory: Path) -> dict[str, Any]:
     """Read and check `dataset.json`.
 
     Raises:
-        DataError: folder or file missing, not JSON, another kind or schema version, no valid spec.
+        DataError: folder or file missing, not JSON, another kind, no valid spec.
+        SchemaVersionError: another version of the package wrote it.
     """
     path = directory / HEADER
     if not directory.is_dir():
@@ -273,9 +274,11 @@ def read_header(directory: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged_header(path, error) from error
-    if kind != KIND or version != SCHEMA_VERSION:
-        raise DataError(
-            f"is {kind!r} version {version}, this version reads {KIND!r} version {SCHEMA_VERSION}",
+    if kind != KIND:
+        raise _damaged_header(path, ValueError(f"kind is {kind!r}, not {KIND!r}"))
+    if version != SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"has dataset schema {version}, this version reads {SCHEMA_VERSION}",
             where=path,
             todo="read it with the version that wrote it, or collect again",
         )

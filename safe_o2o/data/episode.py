@@ -39,7 +39,7 @@ from safe_o2o.types import Array, Observation, Source, Transition, Verdict
 
 SCHEMA_VERSION = 1
 _TODO = "run `safe-o2o doctor` on its folder to set damaged files aside"
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -63,6 +63,10 @@ _STEP_DTYPES = {
     "source": "uint8",
     "reason": "uint16",
 }
+
+
+class SchemaVersionError(DataError):
+    """The file is sound, but another version of the package wrote it."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ class Episode:
     def _check(self) -> None:
         version = self.metadata["schema_version"]
         if version != SCHEMA_VERSION:
-            raise DataError(
+            raise SchemaVersionError(
                 f"has episode schema {version}, this version reads {SCHEMA_VERSION}",
                 where=self.path,
                 todo="read it with the version that wrote it, or collect again",
@@ -346,7 +350,8 @@ def _parse(
         raise ValueError("the file is cut off inside its header, or is not a safetensors file")
     header = json.loads(raw)
     metadata = json.loads(header.pop("__metadata__")["episode"])
-    layout, end = {}, 0
+    layout: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
+    end = 0
     for name, entry in header.items():
         dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
         begin, stop = entry["data_offsets"]
