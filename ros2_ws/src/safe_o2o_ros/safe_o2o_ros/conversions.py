@@ -297,3 +297,20 @@ class PolicyOutput:
     bundle: str
     truncated: bool
     terminated: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerStatus:
+    """The learner's heartbeat.
+
+    Attributes:
+        state: `loading`, `waiting`, `training round N`, `done`, `failed`.
+        rounds: rounds finished.
+        episodes: committed episodes that it sees.
+        failure: why it failed, `""` otherwise.
+    """
+
+    state: str
+    rounds: int
+    episodes: int
+    failure: str
