@@ -43,6 +43,10 @@ class UnknownNameError(SafeO2OError):
         todo = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.known)}"
         super().__init__(f"unknown {kind} {name!r}", todo=todo)
 
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
+        # Errors cross process borders, and the default passes the message alone.
+        return type(self), (self.kind, self.name, self.known)
+
 
 class SpecMismatchError(SafeO2OError):
     """Two artefacts disagree about observation or action names, shapes, units or bounds."""
