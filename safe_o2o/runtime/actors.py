@@ -1,0 +1,111 @@
+"""Who acts in a rollout: a policy, a scripted behaviour, or chance."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from safe_o2o.interfaces import Policy
+from safe_o2o.types import Array, Observation, Source
+
+
+class Actor(Protocol):
+    """Who chooses the actions of an episode."""
+
+    name: str
+
+    def reset(self, seed: int) -> None:
+        """Start an episode; the same seed gives the same choices."""
+        ...
+
+    def act(self, obs: Observation) -> tuple[Array, Source]:
+        """An action `[A]` in [-1, 1] and who proposes it."""
+        ...
+
+
+class Behavior(Protocol):
+    """A scripted behaviour of the catalogue."""
+
+    def reset(self, seed: int) -> None:
+        """Start an episode."""
+        ...
+
+    def act(self, obs: Observation) -> Array:
+        """An action `[A]` in [-1, 1]."""
+        ...
+
+
+class PolicyActor:
+    """A policy behind the actor's two methods: adds the batch axis, keeps the carry.
+
+    Of an action chunk `[n, H, A]` the first action is executed and the policy asked again. A policy
+    with a method `seed(seed)` has its own noise seeded for every episode.
+
+    Args:
+        policy: any `Policy`.
+        name: what episodes are labelled with.
+        deterministic: False lets the policy add its own noise.
+    """
+
+    def __init__(self, policy: Policy, name: str = "policy", *, deterministic: bool = True) -> None:
+        self.policy, self.name, self.deterministic = policy, name, deterministic
+        self._carry = policy.initial_carry(1)
+
+    def reset(self, seed: int) -> None:
+        """Start with the initial carry."""
+        reseed = getattr(self.policy, "seed", None)
+        if callable(reseed):
+            reseed(seed)
+        self._carry = self.policy.initial_carry(1)
+
+    def act(self, obs: Observation) -> tuple[Array, Source]:
+        """See `Actor`."""
+        batched = {name: array[None] for name, array in obs.items()}
+        action, self._carry = self.policy.act(batched, self._carry, self.deterministic)
+        if hasattr(action, "cpu"):  # a tensor, wherever it lives
+            action = action.cpu()
+        row = np.asarray(action, np.float32)[0]
+        return (row[0] if row.ndim == 2 else row), Source.POLICY
+
+
+class BehaviorActor:
+    """A scripted behaviour as an actor.
+
+    Args:
+        behavior: the behaviour.
+        name: what episodes are labelled with.
+    """
+
+    def __init__(self, behavior: Behavior, name: str) -> None:
+        self.behavior, self.name = behavior, name
+
+    def reset(self, seed: int) -> None:
+        """Start an episode."""
+        self.behavior.reset(seed)
+
+    def act(self, obs: Observation) -> tuple[Array, Source]:
+        """See `Actor`."""
+        return np.asarray(self.behavior.act(obs), np.float32), Source.SCRIPT
+
+
+class UniformRandomActor:
+    """Independent uniform actions: the floor that every policy must beat.
+
+    Args:
+        action_dim: number of entries A.
+        name: what episodes are labelled with.
+    """
+
+    def __init__(self, action_dim: int, name: str = "uniform") -> None:
+        self.action_dim, self.name = action_dim, name
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        """Seed the draws; apart from the layout, which the same seed lays out."""
+        self._generator = np.random.default_rng([seed, 1])
+
+    def act(self, obs: Observation) -> tuple[Array, Source]:
+        """See `Actor`."""
+        action = self._generator.uniform(-1.0, 1.0, self.action_dim)
+        return action.astype(np.float32), Source.SCRIPT
