@@ -86,7 +86,7 @@ class ObservationSpec:
             entry = asdict(spec)
             entry["shape"], entry["names"] = list(spec.shape), list(spec.names)
             for bound in ("low", "high"):
-                entry[bound] = entry[bound] if np.isfinite(entry[bound]) else None
+                entry[bound] = float(entry[bound]) if np.isfinite(entry[bound]) else None
             out[name] = entry
         return out
 
@@ -150,9 +150,12 @@ class ActionSpec:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready description."""
-        out = asdict(self)
         return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in out.items()
+            "names": list(self.names),
+            "unit": self.unit,
+            "low": [float(value) for value in self.low],
+            "high": [float(value) for value in self.high],
+            "period": float(self.period),
         }
 
     @classmethod
