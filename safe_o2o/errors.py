@@ -1,7 +1,7 @@
 """Errors that a user can act on: each carries what went wrong, where, and what to do.
 
-The command line prints `str(error)` as one line and exits with `SafeO2OError.exit_code`; a traceback is
-for our own mistakes only.
+The command line prints `str(error)` as one line and exits with `SafeO2OError.exit_code`; a
+traceback is for our own mistakes only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SafeO2OError(Exception):
 
 
 class ConfigError(SafeO2OError):
-    """A setting is unknown, of the wrong type, or outside its range (negative limits, swapped bounds)."""
+    """A setting is unknown, of the wrong type, or out of range (negative limits, swapped bounds)."""
 
 
 class UnknownNameError(SafeO2OError):
@@ -73,4 +73,4 @@ class RobotStateError(SafeO2OError):
 
 
 class MissingDependencyError(SafeO2OError):
-    """An optional package or system library is not installed; the message says which and how to get it."""
+    """An optional package or system library is missing; the message says which and what to do."""

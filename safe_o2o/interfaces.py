@@ -1,4 +1,4 @@
-"""The protocols of the house. NumPy types only, so that nothing here pulls in torch, ROS or a simulator.
+"""The protocols of the house. NumPy types only: nothing here pulls in torch, ROS or a simulator.
 
 Tensors of training code are typed `Any` here on purpose: the ground must not import torch.
 """
@@ -50,7 +50,7 @@ class Policy(Protocol):
 
 @runtime_checkable
 class Algorithm(Protocol):
-    """A learner: batches in, metrics out. Never sees an environment, a file, a logger or a clock."""
+    """A learner: batches in, metrics out. Never sees an environment, file, logger or clock."""
 
     wants: Literal["transitions", "sequences"]
     spec: Spec
@@ -75,7 +75,7 @@ class Algorithm(Protocol):
 
 @runtime_checkable
 class Robot(Protocol):
-    """An arm, real, mock or simulated. States: UNCONFIGURED, INACTIVE (readable), ACTIVE (movable)."""
+    """An arm, real, mock or simulated: UNCONFIGURED, INACTIVE (readable) or ACTIVE (movable)."""
 
     joint_names: tuple[str, ...]
     period: float
@@ -149,11 +149,11 @@ class Filter(Protocol):
     """What stands between a proposal and the motors."""
 
     def reset(self, state: RobotState) -> None:
-        """Start from the measured pose, at rest; the next proposal passes the first-command guard."""
+        """Start from the measured pose, at rest; the first-command guard awaits the next proposal."""
         ...
 
     def certify(self, state: RobotState, proposal: Proposal | None, now: float) -> Decision:
-        """One control tick; never raises, never returns an uncertified wish. `None` asks for a stop."""
+        """One control tick; never raises, never lets a wish pass unchecked. `None` asks to stop."""
         ...
 
 

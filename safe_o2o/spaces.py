@@ -63,7 +63,8 @@ class ObservationSpec:
             array = obs[name]
             if tuple(array.shape) != tuple(spec.shape) or str(array.dtype) != spec.dtype:
                 raise SpecMismatchError(
-                    f"is {array.dtype}{list(array.shape)}, the spec says {spec.dtype}{list(spec.shape)}",
+                    f"is {array.dtype}{list(array.shape)}, "
+                    f"the spec says {spec.dtype}{list(spec.shape)}",
                     where=f"observation {name!r}",
                 )
             if spec.dtype != "uint8" and not np.isfinite(array).all():
@@ -126,7 +127,8 @@ class ActionSpec:
         ok = low.shape == high.shape == (len(self.names),) and np.isfinite([*low, *high]).all()
         if not (ok and (low < high).all()):
             raise ConfigError(
-                f"needs finite low < high for each of {list(self.names)}, got {self.low} and {self.high}",
+                f"needs finite low < high for each of {list(self.names)}, "
+                f"got {self.low} and {self.high}",
                 where="action spec",
             )
         if not (np.isfinite(self.period) and self.period > 0):

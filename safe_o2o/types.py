@@ -1,7 +1,7 @@
 """What flows through the control loop, one dataclass each. NumPy only; SI units; no behaviour.
 
-A robot is read (`RobotState`), a policy proposes (`Proposal`), the filter certifies (`Decision` with a
-`CertifiedCommand`), only that is written, and what was executed is recorded (`Transition`).
+A robot is read (`RobotState`), a policy proposes (`Proposal`), the filter certifies (`Decision`
+with a `CertifiedCommand`), only that is written, and what was executed is recorded (`Transition`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ class RobotState:
     Attributes:
         q: measured joint positions `[n]`, rad.
         dq: measured joint velocities `[n]`, rad/s.
-        q_command: the last certified joint positions the driver was given `[n]`, rad; equal to `q` before
-            the first command. The next proposal starts here, so that tracking lag never shrinks a step.
+        q_command: the last certified joint positions the driver was given `[n]`, rad; equal to `q`
+            before the first command. The next proposal starts here, so that tracking lag never
+            shrinks a step.
         stamp: time of the reading on the robot's clock, s.
         torque: measured joint torques `[n]`, Nm, where the robot reports them.
     """
@@ -70,7 +71,7 @@ class Proposal:
     """What somebody would like the arm to do: H joint targets, one policy period apart.
 
     Attributes:
-        q: joint targets `[H, n]`, rad; row h is wanted `(h + 1) * period` after the proposal starts.
+        q: joint targets `[H, n]`, rad; row h is wanted `(h + 1) * period` after the start.
         period: policy period, s.
         stamp: stamp of the observation behind the proposal, s.
         joint_names: names of the n columns; matched by name, never by index.
@@ -100,8 +101,8 @@ class Decision:
         command: the only thing a robot accepts.
         verdict: what was done to the proposal.
         reason: id of the limiting constraint or guard, `""` when the proposal passed.
-        margin: smallest remaining margin of the returned motion over all constraints, as a share of each
-            constraint's range (1 = far away, 0 = at the limit).
+        margin: smallest remaining margin of the returned motion over all constraints, as a share
+            of each constraint's range (1 = far away, 0 = at the limit).
     """
 
     command: CertifiedCommand
