@@ -31,7 +31,7 @@ class SafeO2OError(Exception):
 
 
 class ConfigError(SafeO2OError):
-    """A setting is unknown, of the wrong type, or out of range (negative limits, swapped bounds)."""
+    """A setting is unknown, of the wrong type, or out of range (negative limit, swapped bounds)."""
 
 
 class UnknownNameError(SafeO2OError):

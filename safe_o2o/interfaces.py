@@ -149,7 +149,7 @@ class Filter(Protocol):
     """What stands between a proposal and the motors."""
 
     def reset(self, state: RobotState) -> None:
-        """Start from the measured pose, at rest; the first-command guard awaits the next proposal."""
+        """Start from the measured pose, at rest; the next proposal is guarded as a first one."""
         ...
 
     def certify(self, state: RobotState, proposal: Proposal | None, now: float) -> Decision:
