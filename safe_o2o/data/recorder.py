@@ -23,6 +23,9 @@ from safe_o2o.data.episode import EpisodeMeta
 from safe_o2o.errors import DataError
 from safe_o2o.types import Observation, Transition
 
+# What a node needs to record, in one import.
+__all__ = ["Dataset", "DirectRecorder", "EpisodeMeta", "EpisodeRecorder", "Recorder"]
+
 
 class Recorder(Protocol):
     """What a rollout or a ROS node records into."""
