@@ -8,7 +8,7 @@
 # else the line to run is printed. Settings from the environment:
 #   SAFE_O2O_PYTHON   the interpreter to use                       (default: the first fit of 3.11, 3.10, 3.12)
 #   SAFE_O2O_TORCH    cpu, or default: whatever pip finds by itself (default: cpu where no NVIDIA GPU answers)
-set -euo pipefail
+set -eEuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/environment.sh
 
@@ -86,8 +86,8 @@ python_fingerprint() {
 }
 
 ros_fingerprint() {
-  find ros2_ws/src launch -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*' -not -path '*/build/*' \
-    -print0 2>/dev/null | sort -z | xargs -0 -r sha256sum | sha256sum | cut -d' ' -f1
+  find ros2_ws launch -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*' -not -path '*/build/*' -print0 |
+    sort -z | xargs -0 -r sha256sum | sha256sum | cut -d' ' -f1
 }
 
 # fresh FILE FINGERPRINT: the stamp says that this very state was installed.
@@ -217,6 +217,7 @@ install_browser() {
   say "going on: the test that opens the report in a browser will be skipped"
 }
 
+trap 'die "failed in line $LINENO: $BASH_COMMAND"' ERR
 find_python
 python_now=$(python_fingerprint) ros_now=$(ros_fingerprint)
 if fresh "$STAMP" "$python_now" && fresh "$STAMP.ros" "$ros_now" && [ -x "$VENV/bin/safe-o2o" ]; then
