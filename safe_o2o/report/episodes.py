@@ -1,0 +1,246 @@
+"""Episodes of a run: counted by round, by behaviour and by the filter's verdict, and made into films."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.episode import Episode
+from safe_o2o.errors import SafeO2OError
+from safe_o2o.report.figures import VERDICTS
+from safe_o2o.report.intervals import Interval, wilson
+from safe_o2o.report.overlay import Film
+from safe_o2o.report.run_files import RunFiles
+from safe_o2o.types import Array
+
+Render = Callable[[Episode], "Array | None"]
+"""Larger pictures `[T + 1, H, W, 3]` of an episode, or None where they cannot be made."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Episodes between two updates of the policy.
+
+    Attributes:
+        number: the round.
+        episodes: what was recorded in it, empty where only the decision is on file.
+        success: rate with interval, None without episodes.
+        violation: rate with interval, None without episodes.
+        bundles: versions that acted.
+        updates: gradient steps after the round, None where unknown.
+        seconds: how long the learner took, None where unknown.
+        candidate: bundle that was made after the round.
+        promoted: whether it went live; None where no decision is on file.
+        reason: why or why not.
+    """
+
+    number: int
+    episodes: tuple[Episode, ...]
+    success: Interval | None
+    violation: Interval | None
+    bundles: tuple[str, ...]
+    updates: int | None
+    seconds: float | None
+    candidate: str
+    promoted: bool | None
+    reason: str
+
+    @property
+    def n(self) -> int:
+        """Number of episodes."""
+        return len(self.episodes)
+
+
+@dataclass(frozen=True)
+class FilterRecord:
+    """What the filter did over the policy steps of some episodes.
+
+    Attributes:
+        label: which episodes.
+        episodes: how many.
+        verdict: `[N]`.
+        margin: `[N]`.
+        reasons: count of each reason among steps that did not pass.
+    """
+
+    label: str
+    episodes: int
+    verdict: Array
+    margin: Array
+    reasons: Counter[str]
+
+    @property
+    def share(self) -> dict[str, float]:
+        """Share of steps by verdict name."""
+        return {name: float((self.verdict == i).mean()) for i, name in enumerate(VERDICTS)}
+
+
+def load(files: RunFiles, folder: str) -> list[Episode]:
+    """Readable episodes of a dataset folder of the run; what is damaged becomes a note."""
+    path = files.run_dir / folder
+    if not path.is_dir():
+        return []
+    try:
+        dataset = Dataset(path)
+    except SafeO2OError as error:
+        files.note(path, error.what)
+        return []
+    found = []
+    for name in dataset.names:
+        try:
+            found.append(dataset.open(name))
+        except SafeO2OError as error:
+            files.note(path / name, error.what)
+    return found
+
+
+def violated(episode: Episode) -> bool:
+    """Whether any step of it had a cost."""
+    return bool((episode.array("cost") > 0).any())
+
+
+def bundle_of(episode: Episode) -> str:
+    """The bundle version that acted, empty where none did."""
+    for key in ("bundle", "bundle_version", "version"):
+        value = episode.meta.provenance.get(key)
+        if value is not None:
+            return _version(value)
+    match = re.search(r"v\d+", episode.meta.behavior)
+    return match[0] if match else ""
+
+
+def rounds(episodes: Sequence[Episode], decisions: Sequence[Mapping[str, Any]]) -> list[Round]:
+    """Rounds from the episodes on disk (counts) and from the learner's decisions (reasons).
+
+    A decision is an entry of `rounds.json`: `index` (or `round`), `episodes` (committed when the
+    learner began), `bundle`, and `refusal` (or `promoted` and `reason`).
+    """
+    decided = {int(d.get("round", d.get("index", i))): d for i, d in enumerate(decisions)}
+    members: dict[int, list[Episode]] = {}
+    for position, episode in enumerate(episodes):
+        members.setdefault(_round_of(episode, position, decided), []).append(episode)
+    found = []
+    for number in sorted(members.keys() | decided.keys()):
+        group, entry = members.get(number, []), decided.get(number, {})
+        success = violation = None
+        if group:
+            success = wilson(sum(e.success for e in group), len(group))
+            violation = wilson(sum(violated(e) for e in group), len(group))
+        refusal = entry.get("refusal")
+        promoted = entry.get("promoted", None if refusal is None else refusal == "")
+        updates, seconds = entry.get("updates"), entry.get("seconds")
+        found.append(
+            Round(
+                number=number,
+                episodes=tuple(group),
+                success=success,
+                violation=violation,
+                bundles=tuple(sorted({b for b in map(bundle_of, group) if b})),
+                updates=int(updates) if isinstance(updates, (int, float)) else None,
+                seconds=float(seconds) if isinstance(seconds, (int, float)) else None,
+                candidate=_version(entry.get("candidate", entry.get("bundle", ""))),
+                promoted=None if promoted is None else bool(promoted),
+                reason=str(entry.get("reason") or refusal or ""),
+            )
+        )
+    return found
+
+
+def _round_of(episode: Episode, position: int, decided: Mapping[int, Mapping[str, Any]]) -> int:
+    """The round that an episode says, else the one whose learner saw it first."""
+    said = episode.meta.provenance.get("round")
+    if isinstance(said, int):
+        return said
+    for number in sorted(decided):
+        if position < int(decided[number].get("episodes", 0)):
+            return number
+    return max(decided, default=-1) + 1
+
+
+def filter_record(label: str, episodes: Sequence[Episode]) -> FilterRecord | None:
+    """Verdicts, margins and reasons of episodes; None for none."""
+    if not episodes:
+        return None
+    reasons: Counter[str] = Counter()
+    for episode in episodes:
+        pairs = zip(episode.reasons, episode.array("verdict"), strict=True)
+        reasons.update(reason or "(no reason given)" for reason, verdict in pairs if verdict > 0)
+    return FilterRecord(
+        label=label,
+        episodes=len(episodes),
+        verdict=np.concatenate([e.array("verdict") for e in episodes]),
+        margin=np.concatenate([e.array("margin") for e in episodes]),
+        reasons=reasons,
+    )
+
+
+def by_behavior(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
+    """Episodes by who acted, sorted by name."""
+    found: dict[str, list[Episode]] = {}
+    for episode in sorted(episodes, key=lambda e: e.meta.behavior):
+        found.setdefault(episode.meta.behavior or "unnamed", []).append(episode)
+    return found
+
+
+def choose(episodes: Sequence[Episode], count: int) -> list[Episode]:
+    """Episodes to show, by a rule that cannot flatter: first with contact, first success, then order."""
+    picked: list[Episode] = []
+    for test in (violated, lambda e: e.success and not violated(e), lambda _: True):
+        for episode in episodes:
+            if len(picked) < count and test(episode) and episode not in picked:
+                picked.append(episode)
+                if test(episode) and len(picked) < count:
+                    break
+    return sorted(picked, key=lambda e: e.path.name)
+
+
+def film(episode: Episode, title: str, subtitle: str, render: Render | None) -> Film | None:
+    """What an overlay shows of an episode; None where it holds no picture."""
+    spec = episode.spec
+    names = spec.observation.image_names
+    pictures = render(episode) if render is not None else None
+    if pictures is None or len(pictures) != len(episode) + 1:
+        if not names:
+            return None
+        pictures = episode.array(f"obs.{names[0]}")
+    risk = episode.array("risk") if "risk" in episode.names else None
+    recorded = episode.meta.provenance.get("risk")
+    if risk is None and isinstance(recorded, list) and len(recorded) == len(episode):
+        risk = np.asarray(recorded, np.float64)
+    return Film(
+        title=title,
+        subtitle=subtitle,
+        pictures=pictures,
+        action=episode.array("action"),
+        proposed=episode.array("proposed_action"),
+        action_names=spec.action.names,
+        action_scale=spec.action.high,
+        action_unit=spec.action.unit,
+        verdict=episode.array("verdict"),
+        reason=episode.reasons,
+        cost=episode.array("cost"),
+        success=episode.success,
+        stamp=episode.array("stamp"),
+        risk=risk,
+    )
+
+
+def content_hash(episodes: Sequence[Episode]) -> str:
+    """The dataset's content hash over these episodes, empty for none."""
+    if not episodes:
+        return ""
+    return Dataset(episodes[0].path.parent).content_hash()
+
+
+def _version(value: Any) -> str:
+    return (
+        f"v{value:06d}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else str(value or "")
+    )

@@ -1,0 +1,136 @@
+"""`build_report`: one self-contained HTML page from whatever a run has left on disk so far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from safe_o2o.errors import DataError
+from safe_o2o.files import write_atomic
+from safe_o2o.report import episodes as ep
+from safe_o2o.report import process, results
+from safe_o2o.report.blocks import Section
+from safe_o2o.report.run_files import RunFiles
+
+_TEMPLATES = Path(__file__).parent / "templates"
+CONTROL_PERIOD = 0.01  # s; the loop's period where run.json does not say
+
+
+def build_report(
+    run_dir: str | Path, out: str | Path | None = None, *, render: ep.Render | None = None
+) -> Path:
+    """Write the page of a run. Partial runs are fine: a section says what is missing.
+
+    The bytes depend on the run's files (and `render`) alone: the same files give the same page.
+
+    Args:
+        run_dir: the run's folder (`dataset`, `checkpoints`, `online`, `eval`, `deploy`, `run.json`).
+        out: the file to write; `<run_dir>/report.html` by default.
+        render: makes larger pictures of an episode for the films; the recorded ones by default.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        DataError: there is no such folder.
+        StorageError: the page cannot be written.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise DataError(
+            "no such run folder", where=run_dir, todo="make one with `safe-o2o demo --out FOLDER`"
+        )
+    out = run_dir / "report.html" if out is None else Path(out)
+    files = RunFiles(run_dir)
+    facts = files.facts()
+    command = process.stage_command(facts, str(run_dir))
+    offline, online = ep.load(files, "dataset"), ep.load(files, "online")
+    rounds = ep.rounds(online, files.rounds())
+    actors = results.cast(files.actors())
+
+    sections = [
+        results.headline(actors, command("evaluate")),
+        process.training(files.metrics("checkpoints"), command("train")),
+        results.evaluation(actors, command("evaluate")),
+        results.online(rounds, command("finetune")),
+        _films(offline, online, rounds, render, command("finetune")),
+        process.filtering(_filter_records(offline, online), actors, command("collect")),
+        process.latency(files.latency(), _control_period(facts), command("deploy")),
+    ]
+    hashes = {
+        "dataset": ep.content_hash(offline),
+        "online episodes": ep.content_hash(online),
+    }
+    sections.append(process.provenance(facts, hashes, files.notes, command("demo")))
+    tuned = files.metrics("finetune")
+    if tuned is not None:
+        title = "Training between the rounds"
+        sections.insert(4, process.training(tuned, command("finetune"), slug="tuning", title=title))
+    page = _render(run_dir, facts, results.cards(actors, rounds), sections)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, page.encode())
+    return out
+
+
+def _films(
+    offline: list[Any],
+    online: list[Any],
+    rounds: list[ep.Round],
+    render: ep.Render | None,
+    command: str,
+) -> Section:
+    acted = [r for r in rounds if r.n]
+    first, last = (acted[0], acted[-1]) if len(acted) > 1 else (None, None)
+    groups = []
+    for entry in (first, last):
+        members = [] if entry is None else list(entry.episodes)
+        note = "" if entry is None else f"round {entry.number}"
+        if entry is not None and entry.bundles:
+            note += f", bundle {entry.bundles[-1]}"
+        groups.append((note, members))
+    scripted = [group[0] for group in ep.by_behavior(offline).values()]
+    return process.films(groups[0], groups[1], scripted, render, command)
+
+
+def _filter_records(offline: list[Any], online: list[Any]) -> list[ep.FilterRecord]:
+    groups = [("online", online)]
+    groups += [(f"data: {name}", members) for name, members in ep.by_behavior(offline).items()]
+    found = (ep.filter_record(label, members) for label, members in groups)
+    return [record for record in found if record is not None]
+
+
+def _control_period(facts: dict[str, Any]) -> float:
+    value = facts.get("control_period", CONTROL_PERIOD)
+    return float(value) if isinstance(value, (int, float)) else CONTROL_PERIOD
+
+
+def _render(run_dir: Path, facts: dict[str, Any], cards: list[Any], sections: list[Section]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    started = facts.get("started", facts.get("created", facts.get("date", "")))
+    return environment.get_template("report.html.j2").render(
+        name=run_dir.resolve().name,
+        subtitle=" · ".join(
+            str(part)
+            for part in (
+                facts.get("algorithm", ""),
+                facts.get("task", ""),
+                facts.get("preset", ""),
+                started,
+            )
+            if part
+        ),
+        cards=cards,
+        sections=sections,
+        style=Markup((_TEMPLATES / "report.css").read_text("utf-8")),
+        script=Markup((_TEMPLATES / "report.js").read_text("utf-8")),
+        svg=Markup,
+    )
