@@ -1,0 +1,69 @@
+"""The robot offers a decision when a proposal is used up, and again while it holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+progress = pytest.importorskip(
+    "safe_o2o_ros.progress", reason="pip install ./ros2_ws/src/safe_o2o_ros"
+)
+
+from safe_o2o.types import Command, Decision, Proposal, Verdict  # noqa: E402
+
+
+def decision(verdict: Verdict = Verdict.PASS, reason: str = "", margin: float = 1.0) -> Decision:
+    q = np.zeros(1)
+    return Decision(Command(q, q, 0.0), verdict, reason, margin)  # type: ignore[arg-type]
+
+
+def proposal(stamp: float, rows: int = 1) -> Proposal:
+    return Proposal(np.zeros((rows, 1)), 0.2, stamp, ("a",))
+
+
+def ticks(tracker, count: int, given: Decision | None = None) -> list[int]:
+    """Which of the next ticks end with an offer, counted from 1."""
+    return [i + 1 for i in range(count) if tracker.after_tick(given or decision())]
+
+
+def test_offers_come_at_the_start_at_the_end_of_a_proposal_and_while_holding() -> None:
+    tracker = progress.ProposalProgress(0.01, retry=0.2)
+    assert ticks(tracker, 45) == [1, 21, 41]
+    tracker.accept(proposal(0.4))
+    assert tracker.in_progress
+    assert ticks(tracker, 60) == [20, 40, 60]
+    assert tracker.finished_stamp == 0.4 and not tracker.in_progress
+    assert tracker.counts[Verdict.PASS] == 20 and tracker.held == 45 + 40
+
+
+def test_a_chunk_lasts_as_many_periods_as_it_has_rows() -> None:
+    tracker = progress.ProposalProgress(0.01, retry=0.2)
+    tracker.accept(proposal(0.0, rows=3))
+    assert ticks(tracker, 60) == [60]
+
+
+def test_a_replaced_proposal_never_counts_as_used_up() -> None:
+    tracker = progress.ProposalProgress(0.01, retry=0.2)
+    tracker.accept(proposal(1.0))
+    assert ticks(tracker, 5) == []
+    tracker.accept(proposal(2.0))
+    assert ticks(tracker, 20) == [20] and tracker.finished_stamp == 2.0
+
+
+def test_the_strictest_verdict_keeps_its_reason_and_holding_is_not_judged() -> None:
+    tracker = progress.ProposalProgress(0.01, retry=0.2)
+    tracker.after_tick(decision(Verdict.STOPPED, "age", 0.0))  # nobody asked for this motion
+    assert tracker.verdict is Verdict.PASS and tracker.margin == 1.0
+    tracker.accept(proposal(0.0))
+    for verdict, reason, margin in (
+        (Verdict.CORRECTED, "joint_limits", 0.3),
+        (Verdict.STOPPED, "workspace", 0.5),
+        (Verdict.CORRECTED, "tcp_speed", 0.2),
+    ):
+        tracker.after_tick(decision(verdict, reason, margin))
+    assert (tracker.verdict, tracker.reason) == (Verdict.STOPPED, "workspace")
+    assert tracker.margin == 0.2
+    tracker.clear_worst()
+    assert (tracker.verdict, tracker.reason, tracker.margin) == (Verdict.PASS, "", 1.0)
+    tracker.reset()
+    assert tracker.held == 0 and sum(tracker.counts.values()) == 0
