@@ -1,0 +1,118 @@
+"""Where the arm's frames are: positions, rotations, Jacobians and reach, by pinocchio.
+
+Every quantity is in the robot's base frame. One instance holds the scratch memory of its queries
+and therefore belongs to one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+
+import numpy as np
+import pinocchio
+
+from safe_o2o.errors import ConfigError, UnknownNameError
+from safe_o2o.types import Array
+
+_MODELS = "robot_models"
+
+
+def robot_names() -> tuple[str, ...]:
+    """Names of the arms whose kinematics we ship, sorted."""
+    folder = resources.files("safe_o2o.safety") / _MODELS
+    return tuple(sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".urdf")))
+
+
+def robot_model(robot: str) -> pinocchio.Model:
+    """The pinocchio model of a shipped arm.
+
+    Raises:
+        UnknownNameError: no such arm; the message names the near miss.
+    """
+    known = robot_names()
+    if robot not in known:
+        raise UnknownNameError("arm", robot, known)
+    text = (resources.files("safe_o2o.safety") / _MODELS / f"{robot}.urdf").read_text("utf-8")
+    return pinocchio.buildModelFromXML(text)
+
+
+class Kinematics:
+    """Forward kinematics and linear Jacobians of named frames of an arm with n joints.
+
+    Args:
+        robot: name of a shipped arm ("panda").
+        frames: the F frames that `positions` and `reach` speak of.
+
+    Raises:
+        UnknownNameError: no such arm.
+        ConfigError: the arm has no such frame.
+    """
+
+    def __init__(self, robot: str = "panda", frames: tuple[str, ...] = ("panda_hand_tcp",)) -> None:
+        self.robot, self.frames = robot, tuple(frames)
+        self.model = robot_model(robot)
+        self.data = self.model.createData()
+        self.joint_names: tuple[str, ...] = tuple(self.model.names)[1:]
+        self.n: int = self.model.nv
+        self._ids = {frame.name: i for i, frame in enumerate(self.model.frames)}
+        self._frame_ids = [self._id(name) for name in self.frames]
+        self.reach: Array = self._reach()
+        """Upper bound `[n]`, m, on the distance of any of `frames` from joint i's axis."""
+
+    def position(self, q: Array, frame: str) -> Array:
+        """Position `[3]`, m, of a frame at joint positions `[n]`, rad."""
+        placement = pinocchio.updateFramePlacement
+        pinocchio.forwardKinematics(self.model, self.data, q)
+        return np.array(placement(self.model, self.data, self._id(frame)).translation)
+
+    def rotation(self, q: Array, frame: str) -> Array:
+        """Rotation `[3, 3]` that turns a vector of the frame into the base frame."""
+        pinocchio.forwardKinematics(self.model, self.data, q)
+        placement = pinocchio.updateFramePlacement(self.model, self.data, self._id(frame))
+        return np.array(placement.rotation)
+
+    def positions(self, q: Sequence[Array] | Array) -> Array:
+        """Positions `[K, F, 3]`, m, of all `frames` at each of the configurations `[K, n]`."""
+        model, data = self.model, self.data
+        forward, placement = pinocchio.forwardKinematics, pinocchio.updateFramePlacement
+        out = np.empty((len(q), len(self._frame_ids), 3))
+        for k, configuration in enumerate(q):
+            forward(model, data, configuration)
+            for f, frame in enumerate(self._frame_ids):
+                out[k, f] = placement(model, data, frame).translation
+        return out
+
+    def jacobian(self, q: Array, frame: str) -> Array:
+        """Linear Jacobian `[3, n]`, m/rad, of a frame's origin, in the base frame."""
+        full = pinocchio.computeFrameJacobian(
+            self.model, self.data, q, self._id(frame), pinocchio.LOCAL_WORLD_ALIGNED
+        )
+        return np.array(full[:3])
+
+    def _id(self, frame: str) -> int:
+        try:
+            return self._ids[frame]
+        except KeyError:
+            raise ConfigError(
+                f"the arm {self.robot!r} has no frame {frame!r}", todo=f"known: {sorted(self._ids)}"
+            ) from None
+
+    def _reach(self) -> Array:
+        """Length of the chain from joint i's axis to the farthest frame behind it.
+
+        The first link of that chain counts only across the axis, along which its end cannot leave
+        the axis; all others count in full, which bounds their sum at every configuration.
+        """
+        reach = np.zeros(self.n)
+        for frame_id in self._frame_ids:
+            frame = self.model.frames[frame_id]
+            offset, joint, beyond = frame.placement.translation, frame.parentJoint, 0.0
+            while joint > 0:
+                axis = self.model.joints[joint].createData().S[3:].ravel()
+                across = offset - axis * float(axis @ offset)
+                reach[joint - 1] = max(reach[joint - 1], beyond + float(np.linalg.norm(across)))
+                beyond += float(np.linalg.norm(offset))
+                offset = self.model.jointPlacements[joint].translation
+                joint = self.model.parents[joint]
+        return reach
