@@ -1,0 +1,159 @@
+"""From what a user names to an environment and to who acts in it; picklable, for the workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safe_o2o import catalog, config
+from safe_o2o.errors import BundleError, UnknownNameError
+from safe_o2o.interfaces import Algorithm, Env
+from safe_o2o.runtime.actors import Actor, BehaviorActor, PolicyActor, UniformRandomActor
+from safe_o2o.runtime.rollout import MakeActor
+from safe_o2o.spaces import Spec
+
+MIXTURE = ("expert", "unsafe", "random")
+"""The offline data of FOSP: three scripted behaviours, 1:1:1 by episode."""
+
+
+@dataclass(frozen=True)
+class SceneMaker:
+    """Makes the simulated environment of a task.
+
+    Attributes:
+        task: catalogue name.
+        variant: scene variant of the task.
+    """
+
+    task: str
+    variant: str
+
+    def __post_init__(self) -> None:
+        if self.task.replace("-", "_") not in catalog.tasks:
+            raise UnknownNameError("task", self.task, catalog.tasks)
+
+    def __call__(self) -> Env:
+        """A fresh environment."""
+        from safe_o2o_sim.make import make_env
+
+        env: Env = make_env(self.task, self.variant)
+        return env
+
+    def spec(self) -> Spec:
+        """What the task's policies see and do."""
+        env = self()
+        try:
+            return env.spec
+        finally:
+            env.close()
+
+
+@dataclass(frozen=True)
+class BehaviorMaker:
+    """Makes scripted behaviours: one, or several that take turns by episode number."""
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            if name not in catalog.behaviors:
+                raise UnknownNameError("behavior", name, catalog.behaviors)
+
+    def __call__(self, env: Any) -> list[Actor]:
+        """The behaviours, each given the task that it knows everything about."""
+        return [
+            BehaviorActor(catalog.load("behavior", name)(env.task), name) for name in self.names
+        ]
+
+
+@dataclass(frozen=True)
+class BundleMaker:
+    """Makes the policy of an exported bundle."""
+
+    directory: Path
+    name: str
+
+    def __call__(self, env: Env) -> Actor:
+        """The ONNX policy, refused unless it was made for this task's spec."""
+        from safe_o2o.runtime.onnx_policy import OnnxPolicy
+
+        return PolicyActor(OnnxPolicy(self.directory, expect=env.spec), self.name)
+
+
+@dataclass(frozen=True)
+class CheckpointMaker:
+    """Makes the policy of a training checkpoint, in torch."""
+
+    path: Path
+    name: str
+
+    def __call__(self, env: Env) -> Actor:
+        """The algorithm's policy, refused unless it was trained for this task's spec."""
+        algorithm = load_algorithm(self.path)
+        algorithm.spec.require_same(env.spec, mine=f"checkpoint {self.path}", theirs="the task")
+        return PolicyActor(algorithm.policy, self.name)
+
+
+def load_algorithm(path: Path) -> Algorithm:
+    """The algorithm of a checkpoint as it was saved, with the settings and the spec it says it has.
+
+    Args:
+        path: a checkpoint, or a folder for its newest one.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another version.
+        UnknownNameError: its algorithm is not in the catalogue.
+    """
+    from safe_o2o.training import checkpoint
+
+    meta = checkpoint.read_header(path).meta
+    cls = catalog.load("algorithm", meta.algorithm)
+    settings = config.from_json(cls.Config, meta.config, where=path)
+    algorithm: Algorithm = cls(settings, Spec.from_json(meta.spec))
+    algorithm.load_state_dict(checkpoint.load(path)["algorithm"])
+    return algorithm
+
+
+def uniform(env: Env) -> Actor:
+    """Independent uniform actions."""
+    return UniformRandomActor(env.spec.action.dim)
+
+
+def resolve(who: str, name: str | None = None) -> tuple[str, MakeActor]:
+    """Turn what a user typed into a label and a maker of actors.
+
+    Args:
+        who: `mixture`, `uniform`, a behaviour's name, or the path of a bundle, of a folder of
+            bundles (the newest counts), or of a checkpoint.
+        name: the label; by default the behaviour's name, or `policy-` with the folder's.
+
+    Raises:
+        UnknownNameError: neither a name nor a path; the message has the near miss.
+        BundleError: the path is there but holds neither a bundle nor a checkpoint.
+    """
+    if who == "mixture":
+        return name or who, BehaviorMaker(MIXTURE)
+    if who == "uniform":
+        return name or who, uniform
+    if who in catalog.behaviors:
+        return name or who, BehaviorMaker((who,))
+    path = Path(who)
+    if not path.exists():
+        if "/" in who:
+            raise BundleError("no such bundle or checkpoint", where=who, todo="check the path")
+        raise UnknownNameError("actor", who, [*catalog.behaviors, "mixture", "uniform"])
+    return _from_path(path, name)
+
+
+def _from_path(path: Path, name: str | None) -> tuple[str, MakeActor]:
+    """A checkpoint is a file, or a folder of them; a bundle is a folder, or one of a folder's."""
+    is_checkpoint = path.suffix == ".safetensors" or any(path.glob("step_*.safetensors"))
+    if is_checkpoint:
+        label = name or f"checkpoint-{path.stem}"
+        return label, CheckpointMaker(path, label)
+    from safe_o2o.runtime.live_policy import current_bundle
+
+    bundle = current_bundle(path)
+    label = name or f"policy-{bundle.name}"
+    return label, BundleMaker(bundle, label)
