@@ -57,6 +57,7 @@ def output(stamp, step, event="decision", action=(0.5,), terminated=False, episo
         action=action if event == "decision" else (),
         outputs={},
         bundle="v000001",
+        round=3,
         truncated=event == "end" and not terminated,
         terminated=terminated,
     )
@@ -133,6 +134,7 @@ def test_every_interleaving_of_the_two_streams_gives_the_episode_that_happened(d
         episode = dataset.open(committed.path.name)
         assert episode.success and episode.meta.seed == 5 and episode.meta.variant == "hard"
         assert episode.meta.behavior == "policy v000001"
+        assert episode.meta.provenance["round"] == 3
         assert episode.array("obs.x")[:, 0].tolist() == pytest.approx([0.0, 0.01, 0.03])
 
 

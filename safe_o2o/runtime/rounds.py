@@ -1,6 +1,6 @@
 """Rounds of online learning: so many new episodes, then one fine-tuning, its result on disk.
 
-The learner's whole memory is two places on disk: the committed episodes and `rounds.json`. A
+The learner's whole memory is two places on disk: the committed episodes and `deploy/rounds.json`. A
 learner that was killed reads both and goes on; the round in progress is done again.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from safe_o2o.errors import ConfigError, DataError
 from safe_o2o.files import write_atomic
 
-ROUNDS_FILE = "rounds.json"
+ROUNDS_FILE = "deploy/rounds.json"
 FINE_TUNER = "safe_o2o.training.finetune:FineTuner"
 Progress = Callable[[int, int], None]
 
@@ -68,7 +68,7 @@ class RoundRunner:
     """Runs a round whenever enough new episodes are on disk.
 
     Args:
-        run_dir: the run; episodes in `online`, results in `rounds.json`.
+        run_dir: the run; episodes in `online`, results in `deploy/rounds.json`.
         episodes_per_round: new episodes before each round.
         rounds: rounds in all.
         fine_tuner: `"module:Class"`; made as `Class(run_dir, config)` and asked `.round(index)`,
@@ -127,5 +127,6 @@ class RoundRunner:
         )
         self.done.append(result)
         content = {"rounds": [asdict(entry) for entry in self.done]}
+        (self.run_dir / ROUNDS_FILE).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.run_dir / ROUNDS_FILE, (json.dumps(content, indent=2) + "\n").encode())
         return result

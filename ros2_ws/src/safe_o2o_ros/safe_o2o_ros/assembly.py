@@ -71,6 +71,11 @@ class EpisodeAssembler:
         return len(self._outputs)
 
     @property
+    def head(self) -> float | None:
+        """Stamp of the oldest output that waits for its snapshot, None when none does."""
+        return self._outputs[0].stamp if self._outputs else None
+
+    @property
     def newest_episode(self) -> int:
         """Number of the episode of the newest snapshot, -1 before the first."""
         return next(reversed(self._snapshots.values())).status.episode if self._snapshots else -1
@@ -174,5 +179,9 @@ class EpisodeAssembler:
             variant=status.variant,
             behavior=f"policy {output.bundle}",
             seed=output.seed,
-            provenance={"bundle": output.bundle, "deployment": "ros2"},
+            provenance={
+                "bundle": output.bundle,
+                "round": output.round,
+                "deployment": "ros2",
+            },
         )

@@ -19,6 +19,7 @@ import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from safe_o2o.config import from_json, to_json
@@ -225,6 +226,25 @@ def record_from_msg(cls: type[T], msg: DiagnosticArray) -> T:
     return from_json(cls, values, where=cls.__name__)
 
 
+def record_to_text(record: Any) -> String:
+    """A dataclass as one JSON text, for latched descriptions."""
+    return String(data=json.dumps(to_json(record)))
+
+
+def record_from_text(cls: type[T], msg: String) -> T:
+    """Inverse of `record_to_text`.
+
+    Raises:
+        MessageError: the text is not JSON.
+        ConfigError: a field is missing, unknown or of the wrong type.
+    """
+    try:
+        values = json.loads(msg.data)
+    except json.JSONDecodeError as error:
+        raise MessageError(f"{cls.__name__} is not JSON", where="String") from error
+    return from_json(cls, values, where=cls.__name__)
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskStatus:
     """What the robot's side says at the instants at which a decision is due.
@@ -283,6 +303,7 @@ class PolicyOutput:
         action: proposed action `[A]` in [-1, 1] (empty at the end).
         outputs: what else the graph said: risk, values; a number each.
         bundle: version of the policy bundle.
+        round: number of the round of online learning that the episode belongs to, from 0.
         truncated: time ran out (at the end only).
         terminated: the task ended (at the end only).
     """
@@ -295,6 +316,7 @@ class PolicyOutput:
     action: tuple[float, ...]
     outputs: dict[str, float]
     bundle: str
+    round: int
     truncated: bool
     terminated: bool
 
@@ -314,3 +336,52 @@ class LearnerStatus:
     rounds: int
     episodes: int
     failure: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskDescription:
+    """What the robot's side offers, latched: everyone checks own artefacts against it.
+
+    Attributes:
+        task: catalogue name of the task.
+        variant: the scene's variant.
+        max_steps: policy steps after which an episode is cut off.
+        joint_names: names of the arm's joints, in its own order.
+        spec: `Spec.to_json()`.
+    """
+
+    task: str
+    variant: str
+    max_steps: int
+    joint_names: tuple[str, ...]
+    spec: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """The twin's layout, latched, for the twin's camera only: nobody else may know the obstacles.
+
+    Attributes:
+        episode: running number of the episode that it belongs to.
+        layout: what the task's camera needs to build its copy, JSON.
+    """
+
+    episode: int
+    layout: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeCommitted:
+    """The recorder's word on one episode.
+
+    Attributes:
+        episode: the robot's running number of the episode.
+        path: the file; `""` when the episode was dropped.
+        dropped_episodes: episodes dropped so far.
+        dropped_transitions: transitions dropped so far.
+    """
+
+    episode: int
+    path: str
+    dropped_episodes: int
+    dropped_transitions: int

@@ -1,0 +1,333 @@
+"""Deploy a policy bundle on the twin: as ROS processes where ROS is there, else in this process.
+
+Both ways leave the same files: committed episodes in `<run>/online`, `<run>/deploy/latency.json`,
+and one line an episode in `<run>/deploy/episodes.jsonl`. Running it again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.summary import EpisodeSummary
+from safe_o2o.errors import ConfigError, MissingDependencyError
+from safe_o2o.files import write_atomic
+from safe_o2o.runtime.latency import read_summaries
+from safe_o2o.runtime.process_group import (
+    DeploymentError,
+    ProcessGroup,
+    free_domain,
+    read_graph,
+)
+from safe_o2o.runtime.rounds import FINE_TUNER, RoundResult, count_episodes, read_rounds
+
+Progress = Callable[[int, int], None]
+STALL_TIMEOUT = 120.0
+"""No new episode and no round for so long: something hangs, s."""
+
+
+@dataclass(frozen=True)
+class DeployReport:
+    """What a deployment came to.
+
+    Attributes:
+        ros: True when the ROS graph ran, False for the one-process fallback.
+        cause: why it was the fallback, one line; `""` otherwise.
+        episodes: one summary a committed episode of the run, oldest first.
+        bundles: bundle version behind each episode.
+        rounds: results of the learner.
+        latency: per stage `n, p50_ms, p99_ms, max_ms`.
+        speed: twin time per wall time that was reached while the arm moved.
+        wall: duration of this call, s.
+        dropped: episodes that were begun but not committed.
+        learner_failed: the learner's last words when it died on the way; `""` otherwise.
+    """
+
+    ros: bool
+    cause: str
+    episodes: tuple[EpisodeSummary, ...]
+    bundles: tuple[str, ...]
+    rounds: tuple[RoundResult, ...]
+    latency: Mapping[str, Mapping[str, float]]
+    speed: float
+    wall: float
+    dropped: int = 0
+    learner_failed: str = ""
+
+
+@dataclass(frozen=True)
+class DeployConfig:
+    """What to deploy and how.
+
+    Attributes:
+        bundles: folder of versioned bundles, or one bundle.
+        episodes: committed episodes wanted in the run, without a learner.
+        rounds: rounds of online learning; with a learner, `rounds * episodes_per_round` episodes.
+        episodes_per_round: episodes before each fine-tuning.
+        variant: scene variant.
+        speed: twin time per wall time.
+        seed: seed of the first layout.
+        learner: fine-tune online.
+        deterministic: mean action.
+        wait_for_learner: longest wait after a round before the actor goes on alone, s.
+        fine_tuner: `"module:Class"` of the learner.
+        learner_config: settings file for it.
+        parameters: further ROS parameters by node name; these win.
+    """
+
+    bundles: Path
+    episodes: int = 10
+    rounds: int = 0
+    episodes_per_round: int = 10
+    variant: str = "hard"
+    speed: float = 6.0
+    seed: int = 0
+    learner: bool = False
+    deterministic: bool = True
+    wait_for_learner: float = 300.0
+    fine_tuner: str = FINE_TUNER
+    learner_config: Path | None = None
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "rounds", "seed", "wait_for_learner"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"must be 0 or more, got {getattr(self, name)}", where=name)
+        for name in ("episodes_per_round", "speed"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"must be positive, got {getattr(self, name)}", where=name)
+
+    @property
+    def total(self) -> int:
+        """Committed episodes wanted in the run."""
+        return self.rounds * self.episodes_per_round if self.learner else self.episodes
+
+
+def ros_missing() -> str:
+    """Why the ROS graph cannot run here, one clause; `""` when it can."""
+    for module, package in (
+        ("rclpy", "safe_o2o[ros]"),
+        ("safe_o2o_ros", "./ros2_ws/src/safe_o2o_ros"),
+    ):
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed here (pip install '{package}')"
+    return ""
+
+
+def deploy(
+    run_dir: str | Path,
+    *,
+    bundles: str | Path,
+    episodes: int = 10,
+    rounds: int = 0,
+    episodes_per_round: int = 10,
+    variant: str = "hard",
+    speed: float = 6.0,
+    seed: int = 0,
+    ros: bool | None = None,
+    learner: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> DeployReport:
+    """Run a policy through the safety filter until the run has the wanted episodes.
+
+    Args:
+        run_dir: the run; see the module.
+        bundles: folder of versioned bundles, or one bundle.
+        episodes: committed episodes wanted, without a learner.
+        rounds: rounds of online learning, with one.
+        episodes_per_round: episodes before each fine-tuning.
+        variant: scene variant.
+        speed: twin time per wall time (ROS only; in one process the twin waits for nobody).
+        seed: seed of the first layout.
+        ros: True insists on the ROS graph, False on one process, None takes what is there.
+        learner: fine-tune online.
+        progress: called with (committed episodes, wanted episodes).
+        settings: further fields of `DeployConfig`.
+
+    Raises:
+        MissingDependencyError: `ros=True`, and ROS is not there.
+        DeploymentError: a node that the graph needs died, or nothing happened for two minutes.
+        BundleError: there is no usable bundle.
+    """
+    config = DeployConfig(
+        bundles=Path(bundles).resolve(),
+        episodes=episodes,
+        rounds=rounds,
+        episodes_per_round=episodes_per_round,
+        variant=variant,
+        speed=speed,
+        seed=seed,
+        learner=learner,
+        **settings,
+    )
+    run_dir = Path(run_dir).resolve()
+    (run_dir / "deploy").mkdir(parents=True, exist_ok=True)
+    missing = ros_missing()
+    if ros and missing:
+        raise MissingDependencyError(missing, where="--ros")
+    start = time.perf_counter()
+    note = _Note("")
+    if not _complete(run_dir, config):
+        if ros is not False and not missing:
+            note = _run_graph(run_dir, config, progress)
+        else:
+            from safe_o2o.runtime.local_deployment import run_in_process
+
+            run_in_process(run_dir, config, progress=progress)
+    cause = "" if ros is not False and not missing else (missing or "asked for one process")
+    return read_report(run_dir, cause=cause, wall=time.perf_counter() - start, note=note.learner)
+
+
+@dataclass
+class _Note:
+    learner: str
+
+
+def _complete(run_dir: Path, config: DeployConfig) -> bool:
+    learned = not config.learner or len(read_rounds(run_dir)) >= config.rounds
+    return learned and count_episodes(run_dir) >= config.total
+
+
+def next_seed(run_dir: Path, seed: int) -> int:
+    """Seed of the next layout: one after the largest of the committed episodes."""
+    online = run_dir / "online"
+    if not count_episodes(run_dir):
+        return seed
+    return max(seed - 1, *(episode.meta.seed for episode in Dataset(online))) + 1
+
+
+def graph_parameters(
+    run_dir: Path, config: DeployConfig, defaults: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Parameters of every node: the file's, then this deployment's, then the caller's."""
+    done = count_episodes(run_dir)
+    ours: dict[str, dict[str, Any]] = {
+        "robot_node": {
+            "variant": config.variant,
+            "first_seed": next_seed(run_dir, config.seed),
+            "speed": float(config.speed),
+        },
+        "policy_node": {
+            "run_dir": str(run_dir),
+            "bundles": str(config.bundles),
+            "episodes": max(0, config.total - done),
+            "exit_when_done": True,
+            "deterministic": config.deterministic,
+            "episodes_per_round": config.episodes_per_round if config.learner else 0,
+            "wait_for_learner": float(config.wait_for_learner if config.learner else 0.0),
+        },
+        "recorder_node": {"run_dir": str(run_dir)},
+        "learner_node": {
+            "run_dir": str(run_dir),
+            "episodes_per_round": config.episodes_per_round,
+            "rounds": config.rounds,
+            "fine_tuner": config.fine_tuner,
+            "config_file": str(config.learner_config or ""),
+        },
+    }
+    shared = {"latency_dir": str(run_dir / "deploy" / "latency")}
+    return {
+        name: {**shared, **block, **ours.get(name, {}), **config.parameters.get(name, {})}
+        for name, block in defaults.items()
+    }
+
+
+def _run_graph(run_dir: Path, config: DeployConfig, progress: Progress | None) -> _Note:
+    """Run the ROS graph until the node that drives it is done."""
+    graph, defaults = read_graph("twin")
+    nodes = tuple(node for node in graph.nodes if config.learner or node.name != "learner_node")
+    parameters = graph_parameters(run_dir, config, defaults)
+    watch = _Watch(run_dir, config, progress)
+    note = _Note("")
+    by_name = {node.name: node for node in nodes}
+    with (
+        free_domain() as domain,
+        ProcessGroup(nodes, parameters, run_dir / "deploy", domain) as group,
+    ):
+        while True:
+            ended = group.wait(0.2)
+            watch.look()
+            if ended is None:
+                continue
+            node = by_name[ended]
+            if node.drives and group.processes[ended].returncode == 0:
+                return note
+            if node.required or node.drives:
+                group.require(ended)
+            note.learner = group.last_words(ended)  # the actor goes on with the last good bundle
+
+
+class _Watch:
+    """Reports committed episodes, and notices when nothing happens any more."""
+
+    def __init__(self, run_dir: Path, config: DeployConfig, progress: Progress | None) -> None:
+        self.run_dir, self.config, self.progress = run_dir, config, progress
+        self.seen = (-1, -1)
+        self.changed = time.monotonic()
+
+    def look(self) -> None:
+        """Look at the disk once.
+
+        Raises:
+            DeploymentError: nothing has changed for too long.
+        """
+        seen = (count_episodes(self.run_dir), len(read_rounds(self.run_dir)))
+        now = time.monotonic()
+        if seen != self.seen:
+            if self.progress is not None and seen[0] != self.seen[0]:
+                self.progress(min(seen[0], self.config.total), self.config.total)
+            self.seen, self.changed = seen, now
+        patience = STALL_TIMEOUT + (self.config.wait_for_learner if self.config.learner else 0.0)
+        if now - self.changed > patience:
+            raise DeploymentError(
+                f"no new episode for {patience:.0f} s",
+                todo=f"see {self.run_dir / 'deploy' / 'logs'}",
+            )
+
+
+def read_report(
+    run_dir: str | Path, *, cause: str = "", wall: float = 0.0, note: str = ""
+) -> DeployReport:
+    """What a run directory says about its deployment; also writes the merged `latency.json`."""
+    run_dir = Path(run_dir)
+    online = run_dir / "online"
+    recorded = list(Dataset(online)) if (online / "dataset.json").exists() else []
+    latency = read_summaries(run_dir / "deploy" / "latency")
+    if latency:
+        text = json.dumps(latency, indent=2) + "\n"
+        write_atomic(run_dir / "deploy" / "latency.json", text.encode())
+    lines = read_episode_lines(run_dir)
+    figures = [line for line in lines if line.get("speed")]
+    return DeployReport(
+        ros=not cause,
+        cause=cause,
+        episodes=tuple(EpisodeSummary.from_episode(episode) for episode in recorded),
+        bundles=tuple(str(e.meta.provenance.get("bundle", "")) for e in recorded),
+        rounds=tuple(read_rounds(run_dir)),
+        latency=latency,
+        speed=float(figures[-1]["speed"]) if figures else 0.0,
+        wall=wall,
+        dropped=int(lines[-1].get("dropped_episodes", 0)) if lines else 0,
+        learner_failed=note,
+    )
+
+
+def read_episode_lines(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The lines of `deploy/episodes.jsonl`; a torn last line is left out."""
+    path = Path(run_dir) / "deploy" / "episodes.jsonl"
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
