@@ -19,19 +19,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import mmap
-import os
-import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
+from safe_o2o.data.mapped import MappedTensors
 from safe_o2o.errors import DataError, SafeO2OError
 from safe_o2o.files import write_atomic
 from safe_o2o.spaces import Spec
@@ -39,20 +36,6 @@ from safe_o2o.types import Array, Observation, Source, Transition, Verdict
 
 SCHEMA_VERSION = 1
 _TODO = "run `safe-o2o doctor` on its folder to set damaged files aside"
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"),
-    "U32": np.dtype("<u4"),
-    "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
 _STEP_DTYPES = {
     "reward": "float32",
     "cost": "float32",
@@ -165,20 +148,8 @@ class Episode:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            with open(self.path, "rb") as file:
-                stat = os.fstat(file.fileno())
-                head = file.read(8)
-                length = int.from_bytes(head, "little") if len(head) == 8 else stat.st_size
-                raw = file.read(length) if 8 + length <= stat.st_size else b""
-        except OSError as error:
-            raise DataError(
-                f"cannot be read: {(error.strerror or str(error)).lower()}",
-                where=self.path,
-                todo="check the path and the permissions",
-            ) from error
-        self._identity = (str(self.path), stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        try:
-            self._layout, self.metadata = _parse(raw, stat.st_size)
+            self._file = MappedTensors(self.path)
+            self.metadata: dict[str, Any] = json.loads(self._file.metadata["episode"])
             self._check()
         except SafeO2OError:
             raise
@@ -202,7 +173,7 @@ class Episode:
             expected[name] = ("float32", (steps, spec.action.dim))
         expected |= {name: (dtype, (steps,)) for name, dtype in _STEP_DTYPES.items()}
         expected["stamp"] = ("float64", (steps + 1,))
-        found = {name: (dtype.name, shape) for name, (dtype, shape, _) in self._layout.items()}
+        found = {name: (dtype.name, shape) for name, (dtype, shape, _) in self._file.layout.items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise self._damaged(
@@ -245,7 +216,7 @@ class Episode:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all arrays in the file."""
-        return tuple(self._layout)
+        return tuple(self._file.layout)
 
     def array(self, name: str) -> Array:
         """One array as a read-only view of the file; only the pages that are touched are read.
@@ -253,11 +224,7 @@ class Episode:
         Raises:
             DataError: no such array, or the file changed or vanished since it was opened.
         """
-        if name not in self._layout:
-            raise DataError(f"has no array {name!r}, only {sorted(self._layout)}", where=self.path)
-        dtype, shape, offset = self._layout[name]
-        mapping = _mapping(*self._identity)
-        return np.frombuffer(mapping, dtype, math.prod(shape), offset).reshape(shape)
+        return self._file.array(name)
 
     @property
     def obs(self) -> dict[str, Array]:
@@ -313,55 +280,9 @@ class Episode:
         Raises:
             DataError: the content is not what was written.
         """
-        arrays = {name: self.array(name) for name in self._layout}
+        arrays = {name: self.array(name) for name in self.names}
         if content_sha256(self.metadata, arrays) != self.content_hash:
             raise self._damaged("content does not match its hash")
-
-
-def _map_limit() -> int:
-    """How many maps to keep: each holds a file descriptor, and half of those are for others."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 4096 if soft == resource.RLIM_INFINITY else max(16, min(4096, soft // 2))
-
-
-@lru_cache(maxsize=_map_limit())
-def _mapping(path: str, inode: int, mtime_ns: int, size: int) -> mmap.mmap:
-    """Map a file, provided that it is still the one that was opened."""
-    try:
-        with open(path, "rb") as file:
-            stat = os.fstat(file.fileno())
-            if (stat.st_ino, stat.st_mtime_ns, stat.st_size) == (inode, mtime_ns, size):
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise DataError(
-            f"cannot be read any more: {(error.strerror or str(error)).lower()}", where=path
-        ) from error
-    raise DataError("changed after it was opened", where=path, todo="open the dataset again")
-
-
-def _parse(
-    raw: bytes, size: int
-) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...], int]], dict[str, Any]]:
-    """Read a safetensors header: dtype, shape and file offset by name, and our metadata.
-
-    The library's own reader copies each array; the format is made to be mapped, so map it.
-    """
-    if not raw:
-        raise ValueError("the file is cut off inside its header, or is not a safetensors file")
-    header = json.loads(raw)
-    metadata = json.loads(header.pop("__metadata__")["episode"])
-    layout: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
-    end = 0
-    for name, entry in header.items():
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
-        begin, stop = entry["data_offsets"]
-        if stop - begin != dtype.itemsize * math.prod(shape) or begin < 0:
-            raise ValueError(f"array {name!r} has an impossible size")
-        layout[name] = (dtype, shape, 8 + len(raw) + begin)
-        end = max(end, 8 + len(raw) + stop)
-    if end != size:
-        raise ValueError(f"the file has {size} bytes, its header says {end}")
-    return layout, metadata
 
 
 def _canonical(value: Any) -> str:
