@@ -1,0 +1,73 @@
+"""`safe-o2o export CHECKPOINT`: a trained policy becomes an ONNX bundle, if the two agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from safe_o2o import bundle
+from safe_o2o.cli import console
+from safe_o2o.cli.actors import load_algorithm
+from safe_o2o.cli.parse import parse
+from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Export a checkpoint; nothing is written unless network and graph agree on recorded steps.
+
+    Attributes:
+        checkpoint: a checkpoint, or a folder for its newest one.
+        data: the dataset it was trained on: the recorded steps to compare on, and its statistics.
+        out: folder of bundles; the new one gets the next version.
+        live: may actors load it: `first` lets it go live only where no other one is.
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT"), tyro.conf.Positional]
+    data: Path
+    out: Path
+    live: Literal["first", "yes", "no"] = "first"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Export, compare, and say how far apart network and graph are."""
+    arguments = parse(Arguments, argv, verb="export")
+    dataset = Dataset(arguments.data)
+    algorithm = load_algorithm(arguments.checkpoint)
+    algorithm.spec.require_same(
+        dataset.spec, mine=f"checkpoint {arguments.checkpoint}", theirs=f"dataset {arguments.data}"
+    )
+    from safe_o2o.export.onnx import export_bundle, recorded_steps
+    from safe_o2o.training import checkpoint
+
+    header = checkpoint.read_header(arguments.checkpoint)
+    with console.progress("statistics") as progress:
+        statistics = Statistics.compute(dataset, progress)
+    report = export_bundle(
+        algorithm.policy,  # type: ignore[arg-type]  # what Exportable asks for is in its docstring
+        algorithm.spec,
+        bundle.next_version(arguments.out),
+        algorithm=header.meta.algorithm,
+        parity_steps=recorded_steps(dataset),
+        statistics=statistics.to_json(),
+        provenance={
+            "dataset": dataset.content_hash(),
+            "step": header.step,
+            "seed": header.meta.config.get("seed"),
+        },
+    )
+    live = arguments.live == "yes" or (
+        arguments.live == "first" and bundle.current(arguments.out) is None
+    )
+    if live:
+        bundle.set_current(arguments.out, report.directory.name)
+    print(
+        f"exported {report.directory}: parity {report.parity:.1e} over {report.steps} recorded "
+        f"steps, {console.megabytes(report.graph_bytes)}, graph {report.graph_sha256[:16]}, "
+        f"{'live' if live else 'not live'}"
+    )
