@@ -1,0 +1,166 @@
+"""From a Cartesian step of the tool to joint targets and back: differential IK by pink.
+
+The tool points down with a fixed yaw and moves within a box. Every quantity is in the robot's base
+frame. Used by the environment, by the ROS nodes and by whoever replays: needs neither a simulator
+nor torch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pinocchio
+from pink import Configuration, solve_ik
+from pink.exceptions import PinkError
+from pink.limits import ConfigurationLimit
+from pink.tasks import FrameTask, PostureTask
+
+from safe_o2o.errors import ConfigError
+from safe_o2o.safety.kinematics import Kinematics
+from safe_o2o.spaces import ActionSpec
+from safe_o2o.types import Array, Observation, Proposal, RobotState, Source
+
+WORKSPACE: tuple[tuple[float, float, float], tuple[float, float, float]] = (
+    (0.30, -0.28, 0.03),
+    (0.70, 0.28, 0.30),
+)
+"""Lowest and highest corner of the box in which the tool moves, m; the finger tips reach 9 mm below
+the tool frame. Filter, action and scene all take it from here."""
+
+POSTURES: dict[str, tuple[float, ...]] = dict(
+    panda=(0.0, 0.06, 0.0, -2.35, 0.0, 2.41, 0.785),
+)
+"""Elbow-up joint positions, rad, with the tool near the middle of the workspace, pointing down."""
+
+POSITION_TOLERANCE = 1e-5
+"""IK goes on until the tool is this close, m, or until its iterations are used up."""
+
+
+class CartesianDelta:
+    """Actions that move the tool by (dx, dy, dz).
+
+    Args:
+        action: the action's spec; names must be dx, dy, dz in m.
+        robot: arm with a shipped model and a posture here.
+        workspace: lowest and highest corner of the tool's box, m.
+        frame: the tool frame.
+        yaw: rotation of the tool about the vertical, rad.
+        iterations: most steps of differential IK a decision.
+
+    Raises:
+        ConfigError: the spec is of another action, the box is empty, or the arm has no posture.
+    """
+
+    def __init__(
+        self,
+        action: ActionSpec,
+        robot: str = "panda",
+        *,
+        workspace: tuple[tuple[float, ...], tuple[float, ...]] = WORKSPACE,
+        frame: str = "panda_hand_tcp",
+        yaw: float = 0.0,
+        iterations: int = 4,
+    ) -> None:
+        if action.names != ("dx", "dy", "dz") or action.unit != "m":
+            raise ConfigError(
+                f"must be dx, dy, dz in m, got {', '.join(action.names)} in {action.unit}",
+                where="action spec",
+            )
+        if robot not in POSTURES:
+            raise ConfigError(f"no posture for the arm {robot!r}", todo=f"known: {list(POSTURES)}")
+        low, high = (np.asarray(corner, np.float64) for corner in workspace)
+        if not (low.shape == high.shape == (3,) and (low < high).all()):
+            raise ConfigError(f"needs low < high on three axes, got {workspace}", where="workspace")
+        self.spec, self.robot, self.frame, self.iterations = action, robot, frame, iterations
+        self.low, self.high, self.yaw = low, high, yaw
+        self.kinematics = Kinematics(robot, (frame,))
+        self.joint_names = self.kinematics.joint_names
+        model = self.kinematics.model
+        # A hair inside, because pink complains about configurations on the limit itself.
+        self._q_low, self._q_high = model.lowerPositionLimit + 1e-6, model.upperPositionLimit - 1e-6
+        cosine, sine = np.cos(yaw), np.sin(yaw)
+        self._rotation = np.array([[cosine, sine, 0.0], [sine, -cosine, 0.0], [0.0, 0.0, -1.0]])
+        posture = np.asarray(POSTURES[robot], np.float64)
+        self._tool = FrameTask(frame, position_cost=1.0, orientation_cost=0.5)
+        # Settles the elbow and nothing else: its bias on the tool stays below a micrometre.
+        self._posture = PostureTask(cost=1e-3, gain=0.3)
+        self._posture.set_target(posture)
+        self._limits = [ConfigurationLimit(model, config_limit_gain=0.9)]
+        self._configuration = Configuration(model, self.kinematics.data, posture, copy_data=False)
+        self.posture: Array = self.solve(0.5 * (low + high), posture, 50)
+
+    def proposal(
+        self, action: Array, state: RobotState, source: Source = Source.POLICY
+    ) -> Proposal:
+        """Joint targets for an action `[3]` in [-1, 1], counted from the last certified command.
+
+        The target is clamped to the workspace. An action that is not finite becomes a proposal that
+        is not finite, so that it is the filter that refuses it; one that IK cannot solve becomes a
+        proposal to stay.
+        """
+        delta = self.spec.to_si(action)
+        if np.isfinite(delta).all():
+            target = self.position(state.q_command) + delta
+            q = self.solve(np.minimum(np.maximum(target, self.low), self.high), state.q_command)
+        else:
+            q = np.full(len(self.joint_names), np.nan)
+        return Proposal(
+            q=q[None],
+            period=self.spec.period,
+            stamp=state.stamp,
+            joint_names=self.joint_names,
+            source=source,
+        )
+
+    def solve(self, target: Array, q: Array, iterations: int | None = None) -> Array:
+        """Joint positions `[n]` with the tool at `target` `[3]`, pointing down, found from `q`.
+
+        Args:
+            target: tool position, m.
+            q: where the search starts `[n]`, rad.
+            iterations: most steps; by default the instance's.
+
+        Returns:
+            The solution; `q` itself where pink finds none.
+        """
+        goal = pinocchio.SE3(self._rotation, np.asarray(target, np.float64))
+        self._tool.set_target(goal)
+        configuration, found = self._configuration, np.clip(q, self._q_low, self._q_high)
+        for step in range(self.iterations if iterations is None else iterations):
+            configuration.update(found)
+            if step:
+                at = configuration.get_transform_frame_to_world(self.frame)
+                if np.abs(at.translation - goal.translation).max() < POSITION_TOLERANCE:
+                    break
+            try:
+                velocity = solve_ik(
+                    configuration,
+                    (self._tool, self._posture),
+                    1.0,
+                    solver="daqp",
+                    limits=self._limits,
+                    safety_break=False,
+                )
+            except PinkError:
+                return np.array(q, np.float64)
+            found = np.clip(found + velocity, self._q_low, self._q_high)
+        return np.asarray(found)
+
+    def executed_action(self, before: RobotState, after: RobotState) -> Array:
+        """The action `[3]`, float32, that the commands between two readings amounted to."""
+        moved = self.position(after.q_command) - self.position(before.q_command)
+        return self.spec.from_si(moved)
+
+    def observe(self, state: RobotState, image: Array) -> Observation:
+        """The policy's observation: `image` `[H, W, 3]` and `tcp_pose` `[5]` of the measured arm.
+
+        The pose is x, y, z of the tool, m, then sine and cosine of its yaw.
+        """
+        rotation = self.kinematics.rotation(state.q, self.frame)
+        position = self.position(state.q)
+        norm = float(np.hypot(rotation[0, 0], rotation[1, 0])) or 1.0
+        sine, cosine = rotation[1, 0] / norm, rotation[0, 0] / norm
+        return {"image": image, "tcp_pose": np.array([*position, sine, cosine], np.float32)}
+
+    def position(self, q: Array) -> Array:
+        """Position `[3]` of the tool at joint positions `[n]`, m."""
+        return self.kinematics.position(q, self.frame)
