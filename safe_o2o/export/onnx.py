@@ -1,0 +1,361 @@
+"""Torch policy to policy bundle: one ONNX graph, its manifest, and the proof that they agree.
+
+The graph gets the recorded observations that the network gets, both carrying their own state; a
+bundle whose actions differ is not written.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from safe_o2o.bundle import ACTION, GRAPH, MANIFEST, Manifest, Port, Role
+from safe_o2o.data.episode import Episode
+from safe_o2o.errors import BundleError
+from safe_o2o.files import atomic_directory, write_atomic
+from safe_o2o.spaces import Spec
+from safe_o2o.types import Array, Observation
+
+OPSET = 18
+PARITY_STEPS = 200
+TOLERANCE = 1e-5
+"""Largest difference of an action entry, in [-1, 1], between network and graph."""
+DIAGNOSTIC_TOLERANCE = 1e-3
+"""The same for values and risks, relative to max(1, |value|)."""
+_PACKAGES = ("safe_o2o", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+class Exportable(Protocol):
+    """A policy that can be exported.
+
+    `export_module()` returns a `torch.nn.Module` whose forward takes tensors (the arrays of the
+    observation, the carry, the noise; batch axis first) and returns a tuple (the action, the new
+    carry, diagnostics), with the attributes
+
+        input_names, output_names: list[str], in that order; the action is called `action`
+        carry_names: dict, output by the input that it becomes; zeros start an episode
+        noise_inputs: dict, shape without the batch axis by name; standard normal
+        deterministic_noise: dict, `fixed` (one draw for all steps) or `zero` by name
+        example_inputs() -> tuple[Tensor, ...], of batch size 1
+    """
+
+    def export_module(self) -> nn.Module:
+        """The decision with plain tensors in and out."""
+        ...
+
+
+@dataclass(frozen=True)
+class BundleReport:
+    """What an export came to.
+
+    Attributes:
+        directory: the bundle.
+        graph_sha256: of its graph.
+        parity: largest absolute difference of an action entry between network and graph.
+        parity_deterministic: the same over the deterministic pass.
+        parity_sampled: the same over the pass with fresh noise.
+        steps: recorded steps in each pass.
+        differences: largest difference of every output over both passes.
+        graph_bytes: size of the graph.
+    """
+
+    directory: Path
+    graph_sha256: str
+    parity: float
+    parity_deterministic: float
+    parity_sampled: float
+    steps: int
+    differences: Mapping[str, float]
+    graph_bytes: int
+
+
+def recorded_steps(episodes: Iterable[Episode], count: int = PARITY_STEPS) -> list[Observation]:
+    """The first `count` observations of episodes, in order; fewer when there are no more."""
+    found: list[Observation] = []
+    for episode in episodes:
+        obs = episode.obs
+        for t in range(min(len(episode) + 1, count - len(found))):
+            found.append({name: array[t] for name, array in obs.items()})
+        if len(found) == count:
+            break
+    return found
+
+
+def export_bundle(
+    policy: Exportable,
+    spec: Spec,
+    directory: str | Path,
+    *,
+    algorithm: str,
+    parity_steps: Sequence[Observation],
+    statistics: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    noise_seed: int = 0,
+) -> BundleReport:
+    """Write a bundle, or refuse to.
+
+    Args:
+        policy: what to export.
+        spec: its observation and action spec.
+        directory: the bundle's folder; must not exist.
+        algorithm: catalogue name of what trained it.
+        parity_steps: at least `PARITY_STEPS` recorded observations, in order; the carry goes
+            through all of them.
+        statistics: mean and spread of the training data, JSON-ready.
+        provenance: dataset hash, checkpoint step, seed, JSON-ready.
+        noise_seed: seed of the draw behind noise inputs that are fixed in deterministic mode.
+
+    Raises:
+        BundleError: too few steps, an output that is not finite, a difference above the tolerance,
+            or a graph that cannot be exported; nothing is written.
+        SpecMismatchError: a recorded observation does not fit the spec.
+        StorageError: the folder exists, or the disk refused.
+    """
+    directory = Path(directory)
+    if len(parity_steps) < PARITY_STEPS:
+        raise BundleError(
+            f"needs {PARITY_STEPS} recorded steps to compare with, got {len(parity_steps)}",
+            where=directory,
+            todo="collect more episodes",
+        )
+    for obs in parity_steps:
+        spec.observation.check(obs)
+    # A copy: the learner's own networks stay in training mode and on their device.
+    module = copy.deepcopy(policy.export_module()).cpu().eval().requires_grad_(False)
+    graph = _graph(module, directory)
+    manifest = _manifest(module, spec, algorithm, graph, statistics, provenance, noise_seed)
+    comparison = _Comparison(module, graph, manifest, directory)
+    fixed = comparison.run(parity_steps, None)
+    sampled = comparison.run(parity_steps, np.random.Generator(np.random.PCG64(noise_seed + 1)))
+    report = BundleReport(
+        directory=directory,
+        graph_sha256=manifest.graph_sha256,
+        parity=max(fixed[ACTION], sampled[ACTION]),
+        parity_deterministic=fixed[ACTION],
+        parity_sampled=sampled[ACTION],
+        steps=len(parity_steps),
+        differences={name: max(fixed[name], sampled[name]) for name in fixed},
+        graph_bytes=len(graph),
+    )
+    parity = {
+        "max_abs_action_difference": report.parity,
+        "deterministic": report.parity_deterministic,
+        "sampled": report.parity_sampled,
+        "steps": report.steps,
+        "tolerance": TOLERANCE,
+        "outputs": dict(report.differences),
+    }
+    text = json.dumps(manifest.to_json() | {"parity": parity}, indent=2, allow_nan=False) + "\n"
+    Manifest.from_json(json.loads(text))  # what is written can be read
+    with atomic_directory(directory) as folder:
+        write_atomic(folder / GRAPH, graph)
+        write_atomic(folder / MANIFEST, text.encode())
+    return report
+
+
+def _graph(module: nn.Module, directory: Path) -> bytes:
+    """The ONNX graph; the same module gives the same bytes."""
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                module.example_inputs(),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(module.input_names),
+                output_names=list(module.output_names),
+                external_data=False,
+                verbose=False,
+            )
+        assert program is not None
+        model = program.model_proto
+        onnx.checker.check_model(model)
+    except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
+        what = " ".join(str(error).split())[:300]
+        raise BundleError(f"the policy cannot be exported ({what})", where=directory) from error
+    _strip(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes on optional packages and skipped optimisations to itself."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: they hold the paths of the machine it ran on."""
+    del model.metadata_props[:]
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        del graph.metadata_props[:]
+        graph.doc_string = ""
+        for info in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            del info.metadata_props[:]
+            info.doc_string = ""
+        for node in graph.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
+
+
+def _manifest(
+    module: nn.Module,
+    spec: Spec,
+    algorithm: str,
+    graph: bytes,
+    statistics: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    noise_seed: int,
+) -> Manifest:
+    example = module.example_inputs()
+    with torch.inference_mode():
+        result = module(*example)
+    carry, noise = dict(module.carry_names), dict(module.deterministic_noise)
+    roles: dict[str, Role] = {name: "carry" for name in carry}
+    roles |= {name: "noise" for name in module.noise_inputs}
+    after: dict[str, Role] = {name: "carry" for name in carry.values()}
+    generator = np.random.Generator(np.random.PCG64(noise_seed))
+    fixed = {
+        name: generator.standard_normal(tuple(shape), np.float32).tolist()
+        for name, shape in module.noise_inputs.items()
+        if noise.get(name) == "fixed"
+    }
+    manifest = Manifest(
+        algorithm=algorithm,
+        spec=spec,
+        inputs=tuple(
+            _port(name, tensor, roles.get(name, "observation"))
+            for name, tensor in zip(module.input_names, example, strict=True)
+        ),
+        outputs=tuple(
+            _port(name, tensor, "action" if name == ACTION else after.get(name, "diagnostic"))
+            for name, tensor in zip(module.output_names, result, strict=True)
+        ),
+        carry=carry,
+        noise=noise,
+        fixed_noise_seed=noise_seed,
+        fixed_noise=fixed,
+        graph_sha256=hashlib.sha256(graph).hexdigest(),
+        parity={},
+        statistics=statistics,
+        provenance=provenance,
+        versions={name: importlib.metadata.version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+    )
+    manifest.check()
+    return manifest
+
+
+def _port(name: str, tensor: Tensor, role: Role) -> Port:
+    return Port(name, tuple(tensor.shape), str(tensor.numpy().dtype), role)
+
+
+class _Comparison:
+    """Network and graph side by side over recorded observations."""
+
+    def __init__(
+        self, module: nn.Module, graph: bytes, manifest: Manifest, directory: Path
+    ) -> None:
+        self.module, self.manifest, self.directory = module, manifest, directory
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.names = [port.name for port in manifest.outputs]
+
+    def run(
+        self, steps: Sequence[Observation], generator: np.random.Generator | None
+    ) -> dict[str, float]:
+        """Largest absolute difference of each output; each side carries its own state.
+
+        Args:
+            steps: recorded observations.
+            generator: source of fresh noise, the same for both; None for the deterministic mode.
+
+        Raises:
+            BundleError: a difference above the tolerance, or an output that is not finite.
+        """
+        zeros = {p.name: np.zeros(p.shape, p.dtype) for p in self.manifest.ports("carry")}
+        torch_carry, graph_carry = zeros, zeros
+        worst = dict.fromkeys(self.names, 0.0)
+        for step, obs in enumerate(steps):
+            shared = {name: array[None] for name, array in obs.items()} | self._noise(generator)
+            ours = self._torch(shared | torch_carry)
+            theirs = dict(
+                zip(self.names, self.session.run(self.names, shared | graph_carry), strict=True)
+            )
+            for name in self.names:
+                worst[name] = max(worst[name], self._difference(name, step, ours, theirs))
+            torch_carry = {name: ours[after] for name, after in self.manifest.carry.items()}
+            graph_carry = {name: theirs[after] for name, after in self.manifest.carry.items()}
+        return worst
+
+    def _noise(self, generator: np.random.Generator | None) -> dict[str, Array]:
+        out = {}
+        for port in self.manifest.ports("noise"):
+            if generator is not None:
+                out[port.name] = generator.standard_normal(port.shape, np.float32)
+            elif port.name in self.manifest.fixed_noise:
+                out[port.name] = np.asarray(self.manifest.fixed_noise[port.name], np.float32)[None]
+            else:
+                out[port.name] = np.zeros(port.shape, np.float32)
+        return out
+
+    def _torch(self, named: Mapping[str, Array]) -> dict[str, Array]:
+        # Copies: arrays of an episode are read-only views of its file.
+        inputs = [torch.from_numpy(named[port.name].copy()) for port in self.manifest.inputs]
+        with torch.inference_mode():
+            out = self.module(*inputs)
+        return {name: tensor.numpy() for name, tensor in zip(self.names, out, strict=True)}
+
+    def _difference(
+        self, name: str, step: int, ours: Mapping[str, Array], theirs: Mapping[str, Array]
+    ) -> float:
+        a, b = ours[name].astype(np.float64), theirs[name].astype(np.float64)
+        for side, array in (("network", a), ("graph", b)):
+            if not np.isfinite(array).all():
+                raise BundleError(
+                    f"output {name!r} of the {side} is not finite at recorded step {step}",
+                    where=self.directory,
+                    todo="train again; nothing was written",
+                )
+        gap = np.abs(a - b)
+        allowed = TOLERANCE if name == ACTION else DIAGNOSTIC_TOLERANCE * np.maximum(1, np.abs(a))
+        carried = name in self.manifest.carry.values()  # shows in the actions if it matters
+        if not (carried or (gap <= allowed).all()):
+            raise BundleError(
+                f"network and graph differ by {gap.max():.1e} in {name!r} at recorded step {step}",
+                where=self.directory,
+                todo="nothing was written; export a later checkpoint, or report this policy",
+            )
+        return float(gap.max(initial=0.0))
