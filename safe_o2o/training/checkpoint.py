@@ -2,8 +2,8 @@
 
 Tensors and arrays are entries of the file; the rest of the state (nesting, numbers, texts, where
 each tensor belongs) is JSON under the metadata key `checkpoint`, together with whose state it is
-and a SHA-256 over all of it. Names are `step_000001000.safetensors`; a file is whole or not there, so
-that a kill at any byte leaves the last checkpoint as it was.
+and a SHA-256 over all of it. Names are `step_000001000.safetensors`; a file is whole or not there,
+so that a kill at any byte leaves the last checkpoint as it was.
 """
 
 from __future__ import annotations
