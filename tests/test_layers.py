@@ -32,6 +32,8 @@ OURS: dict[str, tuple[str, ...]] = {
     "safe_o2o.algorithms": (*G, "safe_o2o.data", "safe_o2o.nets"),
     "safe_o2o.runtime": (*G, "safe_o2o.safety", "safe_o2o.data"),
     "safe_o2o.training": (*G, "safe_o2o.data", "safe_o2o.nets", "safe_o2o.algorithms"),
+    # A promotion tries the bundle with the very code that will run it.
+    "safe_o2o.training.promotion": (*G, "safe_o2o.data", "safe_o2o.runtime.onnx_policy"),
     "safe_o2o.export": (*G, "safe_o2o.data", "safe_o2o.nets", "safe_o2o.algorithms"),
     "safe_o2o.report": (*G, "safe_o2o.data"),
     "safe_o2o.cli": ("safe_o2o", "safe_o2o_sim", "safe_o2o_hardware"),
@@ -53,7 +55,7 @@ TORCH = (
 )
 THEIRS: dict[str, tuple[str, ...]] = {
     "torch": TORCH,
-    "onnx": ("safe_o2o.export",),
+    "onnx": ("safe_o2o.export", "safe_o2o.training.promotion"),
     "onnxruntime": ("safe_o2o.runtime.onnx_policy", "safe_o2o.export"),
     "cv2": (
         *("safe_o2o.data.episode", "safe_o2o.report"),
@@ -80,7 +82,9 @@ THEIRS: dict[str, tuple[str, ...]] = {
     "rich": ("safe_o2o.cli",),
 }
 # Inside an allowed place, yet without it: the arithmetic of an evaluation must run anywhere.
-WITHOUT: dict[str, tuple[str, ...]] = {"torch": ("safe_o2o.training.evaluate",)}
+WITHOUT: dict[str, tuple[str, ...]] = {
+    "torch": ("safe_o2o.training.evaluate", "safe_o2o.training.promotion")
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
