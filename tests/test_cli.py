@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from safe_o2o import catalog
-from safe_o2o.cli import list_, main, parse
+from safe_o2o.cli import bench, list_, main, parse
 from safe_o2o.errors import ConfigError, DataError, UnknownNameError
 
 HEAVY = ("torch", "numpy", "rich", "tyro", "yaml", "cv2", "onnxruntime", "pybullet", "rclpy", "av")
@@ -260,3 +261,34 @@ def test_the_catalogue_name_comes_first_and_a_typo_names_the_near_miss() -> None
         parse.take_name(["fsop"], "algorithm", verb="train")
     with pytest.raises(ConfigError, match="train: names no algorithm"):
         parse.take_name(["--data", "x"], "algorithm", verb="train")
+
+
+def test_bench_lists_the_scripts_and_runs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = '"""Counts things."""\nimport sys\nprint(sys.argv[1:])'
+    (tmp_path / "count_things.py").write_text(source)
+    (tmp_path / "_helper.py").write_text("")
+    monkeypatch.setattr(bench, "FOLDER", tmp_path)
+    assert main.main(["bench"]) == 0
+    out = capfd.readouterr().out
+    assert "count_things  Counts things." in out and "_helper" not in out
+    assert main.main(["bench", "count-things", "--n", "3"]) == 0
+    assert capfd.readouterr().out == "['--n', '3']\n"
+    assert main.main(["bench", "count_thing"]) == 2
+    assert "did you mean 'count_things'?" in capfd.readouterr().err
+    monkeypatch.setattr(bench, "FOLDER", tmp_path / "absent")
+    assert main.main(["bench"]) == 2
+
+
+def test_every_benchmark_says_what_it_measures() -> None:
+    for name, path in bench.scripts(bench.FOLDER).items():
+        assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), name
+
+
+def test_report_refuses_a_run_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["report", str(tmp_path / "absent")]) == 2
+    err = capsys.readouterr().err
+    assert "no such run folder" in err and err.count("\n") == 1
