@@ -133,7 +133,12 @@ def make_online(run: Path) -> None:
     entries = [
         {"index": i, "episodes": 10 * (i + 1), "bundle": b, "refusal": r, "seconds": 11.3}
         for i, (b, r) in enumerate(
-            [("v000002", ""), ("v000003", ""), ("", "held-out loss rose from 0.41 to 0.52"), ("v000004", "")]
+            [
+                ("v000002", ""),
+                ("v000003", ""),
+                ("", "held-out loss rose"),
+                ("v000004", ""),
+            ]
         )
     ]
     (run / "rounds.json").write_text(json.dumps({"rounds": entries}))
@@ -144,7 +149,8 @@ def make_metrics(path: Path, seed: int = 0, steps: int = 1500) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     levels = {
         "model/loss": 9.0, "model/image": 5.0, "model/reward": 0.6, "model/cost": 0.5,
-        "model/cont": 0.3, "model/plain_kl": 2.0, "critic/reward_loss": 1.2, "critic/cost_loss": 0.9,
+        "model/cont": 0.3, "model/plain_kl": 2.0, "critic/reward_loss": 1.2,
+        "critic/cost_loss": 0.9,
         "value/reward_loss": 0.3, "value/cost_loss": 0.2, "reach/loss": 0.6, "reach/p": 0.3,
         "actor/loss": 1.5, "actor/weight_max": 9.0, "grad/model": 30.0, "grad/actor": 8.0,
     }  # fmt: skip
@@ -183,9 +189,15 @@ def make_run(run: Path) -> Path:
     make_metrics(run / "checkpoints" / "metrics.jsonl")
     make_eval(run)
     (run / "deploy").mkdir()
-    stages = dict(camera=(7.1, 11.8, 19), policy=(3.2, 6.4, 9.8), filter=(0.21, 0.44, 1.3), write=(0.02, 0.05, 0.3))
+    stages = dict(
+        camera=(7.1, 11.8, 19),
+        policy=(3.2, 6.4, 9.8),
+        filter=(0.21, 0.44, 1.3),
+        write=(0.02, 0.05, 0.3),
+    )
     latency = {
-        name: {"p50_ms": a, "p99_ms": b, "max_ms": c, "n": 4000} for name, (a, b, c) in stages.items()
+        name: {"p50_ms": a, "p99_ms": b, "max_ms": c, "n": 4000}
+        for name, (a, b, c) in stages.items()
     }
     (run / "deploy" / "latency.json").write_text(json.dumps(latency))
     facts = {

@@ -101,7 +101,9 @@ class Browser:
             else:
                 return dict(answer["result"])
 
-    def open(self, path: str | Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+    def open(
+        self, path: str | Path, *, width: int = 1280, height: int = 900, dark: bool = False
+    ) -> None:
         """Load a file and wait until it and its fonts and films are there."""
         self.call(
             "Emulation.setDeviceMetricsOverride",

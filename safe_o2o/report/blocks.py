@@ -43,9 +43,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Clip:
-    """A film as a data URI."""
+    """A film and its still as data URIs."""
 
     uri: str
+    poster: str
     mime: str
     caption: str
     width: int

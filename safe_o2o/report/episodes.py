@@ -1,4 +1,4 @@
-"""Episodes of a run: counted by round, by behaviour and by the filter's verdict, and made into films."""
+"""Episodes of a run: counted by round, behaviour and verdict, and prepared as films."""
 
 from __future__ import annotations
 
@@ -189,15 +189,15 @@ def by_behavior(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
 
 
 def choose(episodes: Sequence[Episode], count: int) -> list[Episode]:
-    """Episodes to show, by a rule that cannot flatter: first with contact, first success, then order."""
-    picked: list[Episode] = []
-    for test in (violated, lambda e: e.success and not violated(e), lambda _: True):
-        for episode in episodes:
-            if len(picked) < count and test(episode) and episode not in picked:
-                picked.append(episode)
-                if test(episode) and len(picked) < count:
-                    break
-    return sorted(picked, key=lambda e: e.path.name)
+    """Episodes to show, by a rule that cannot flatter.
+
+    The first with contact, the first success without, then the first ones that are left.
+    """
+    kinds = [violated, lambda e: e.success and not violated(e)]
+    firsts = [next(filter(kind, episodes), None) for kind in kinds]
+    picked = [episode for episode in firsts if episode is not None]
+    picked += [episode for episode in episodes if episode not in picked]
+    return sorted(picked[:count], key=lambda e: e.path.name)
 
 
 def film(episode: Episode, title: str, subtitle: str, render: Render | None) -> Film | None:
@@ -231,11 +231,12 @@ def film(episode: Episode, title: str, subtitle: str, render: Render | None) -> 
     )
 
 
-def content_hash(episodes: Sequence[Episode]) -> str:
-    """The dataset's content hash over these episodes, empty for none."""
-    if not episodes:
+def content_hash(files: RunFiles, folder: str) -> str:
+    """Content hash of a dataset folder of the run, empty where there is none or it is damaged."""
+    try:
+        return Dataset(files.run_dir / folder).content_hash()
+    except SafeO2OError:
         return ""
-    return Dataset(episodes[0].path.parent).content_hash()
 
 
 def _version(value: Any) -> str:

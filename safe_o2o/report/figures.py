@@ -1,4 +1,4 @@
-"""The report's figures, each a function from numbers to one inline SVG. Rates always span 0 to 1."""
+"""The report's figures: from numbers to one inline SVG each. Rates always span 0 to 1."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from safe_o2o.types import Array
 
 VERDICTS = ("pass", "corrected", "stopped")
 SMALL, NORMAL = 10.5, 11.5
+_PAST = {"pass": "passed", "corrected": "corrected", "stopped": "stopped"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def _steps(value: float, _: object = None) -> str:
 
 def interval_dots(
     name: str,
+    title: str,
     rows: Sequence[Row],
     label: str,
     *,
@@ -74,13 +76,14 @@ def interval_dots(
 
     Args:
         name: unique in the page.
+        title: written above.
         rows: from top to bottom.
         label: for those who cannot see it.
         bar: rate to reach, drawn as a dashed line with its good side shaded.
         at_most: the bar is an upper bound.
     """
-    height = 34 * len(rows) + 62
-    figure, axes = panel(460, height, left=128, right=96, top=28, bottom=34)
+    height = 34 * len(rows) + 66
+    figure, axes = panel(420, height, left=122, right=108, top=34, bottom=32)
     axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
     gridlines(axes, "x")
     axes.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
@@ -91,7 +94,7 @@ def interval_dots(
         axes.axvspan(low, high, color=colour("pass"), alpha=0.10, linewidth=0)
         axes.axvline(bar, color=colour("pass"), linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"bar {'≤' if at_most else '≥'} {percent(bar)}",
+            f"target {'≤' if at_most else '≥'} {percent(bar)}",
             (bar, 1),
             (0, 6),
             xycoords=("data", "axes fraction"),
@@ -100,11 +103,12 @@ def interval_dots(
             color=colour("pass"),
             fontsize=SMALL,
         )
+    _outside(axes, title, (0, 1), (-122, 14), ink="ink", size=NORMAL, weight="bold")
     for y, row in enumerate(rows):
         tint, value = colour(row.role), row.interval
         axes.plot([value.low, value.high], [y, y], color=tint, linewidth=5, alpha=0.35)
         axes.plot(value.value, y, "o", color=tint, markersize=9, clip_on=False)
-        left, right = (-118, y), (90, y)
+        left, right = (-122, y), (106, y)
         for where, align, text, shade in (
             (left, "left", row.label, colour("ink")),
             (right, "right", f"{percent(value.value)}  ({span(value)})", tint),
@@ -163,7 +167,7 @@ def curve(name: str, title: str, line: Line, label: str, *, role: str = "policy"
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(_steps))
     gridlines(axes, "y")
-    _outside(axes, title, (0, 1), (-44, 12), ink="ink", size=NORMAL, weight="bold")
+    _outside(axes, title, (0, 1), (-52, 12), ink="ink", size=NORMAL, weight="bold")
     _outside(axes, "updates", (1, 0), (38, -15), ink="muted", size=9.5, ha="right", va="top")
     axes.annotate(
         compact(float(line.median[-1])),
@@ -188,9 +192,9 @@ def rounds(
     role: str,
     promoted: Sequence[bool],
 ) -> str:
-    """A rate over rounds with 95 % intervals; a triangle where a new bundle went live after a round."""
+    """A rate over rounds with 95 % intervals; triangles where a new bundle went live."""
     count = len(intervals)
-    figure, axes = panel(460, 236, left=48, right=64, top=34, bottom=50)
+    figure, axes = panel(420, 224, left=48, right=64, top=34, bottom=50)
     x, tint = np.arange(count), colour(role)
     value = np.asarray([i.value for i in intervals])
     axes.vlines(
@@ -206,7 +210,7 @@ def rounds(
     for i, flag in enumerate(promoted):
         if flag:
             axes.plot(i + 0.5, -0.055, "^", color=colour("finetuned"), ms=6, clip_on=False)
-    _outside(axes, title, (0, 1), (-40, 16), ink="ink", size=NORMAL, weight="bold")
+    _outside(axes, title, (0, 1), (-48, 16), ink="ink", size=NORMAL, weight="bold")
     _outside(axes, "round of episodes", (0.5, 0), (0, -36), ink="muted", size=SMALL, ha="center")
     axes.annotate(
         percent(value[-1]),
@@ -224,7 +228,7 @@ def rounds(
 
 def verdict_bars(name: str, rows: Sequence[tuple[str, Mapping[str, float]]], label: str) -> str:
     """Share of decisions that passed, were corrected, were stopped: one stacked bar each."""
-    figure, axes = panel(620, 30 * len(rows) + 60, left=150, right=20, top=30, bottom=30)
+    figure, axes = panel(620, 30 * len(rows) + 60, left=230, right=20, top=30, bottom=30)
     axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
     axes.set_yticks(range(len(rows)), ["" for _ in rows])
     axes.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
@@ -247,19 +251,10 @@ def verdict_bars(name: str, rows: Sequence[tuple[str, Mapping[str, float]]], lab
                     fontweight="bold",
                 )
             start += width
-        _outside(axes, text, (0, y), (-140, 0), ink="ink", size=NORMAL, va="center", y="data")
+        _outside(axes, text, (0, y), (-230, 0), ink="ink", size=NORMAL, va="center", y="data")
     for i, verdict in enumerate(VERDICTS):
-        offset = 12 + 105 * i
-        axes.annotate(
-            "",
-            (0, 1),
-            (offset - 10, 14),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            bbox={"boxstyle": "square,pad=0.45", "fc": colour(verdict), "ec": "none"},
-            fontsize=6,
-        )
-        _outside(axes, verdict, (0, 1), (offset, 10), ink="ink", size=SMALL)
+        _outside(axes, "■", (0, 1), (110 * i, 10), ink=verdict, size=13)
+        _outside(axes, _PAST[verdict], (0, 1), (110 * i + 16, 10), ink="ink", size=SMALL)
     return to_svg(figure, name, label)
 
 
@@ -270,10 +265,10 @@ def bars(
     *,
     role: str,
     unit: str,
-    left: float = 190,
+    left: float = 150,
 ) -> str:
     """Horizontal bars, the value written at each end: `(label, value, text)` from top to bottom."""
-    figure, axes = panel(460, 26 * len(rows) + 40, left=left, right=74, top=8, bottom=30)
+    figure, axes = panel(420, 26 * len(rows) + 40, left=left, right=82, top=8, bottom=30)
     values = [value for _, value, _ in rows]
     axes.set(xlim=(0, max([*values, 1e-9]) * 1.02), ylim=(len(rows) - 0.5, -0.5))
     axes.set_yticks(range(len(rows)), ["" for _ in rows])
@@ -282,7 +277,7 @@ def bars(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: compact(x)))
     gridlines(axes, "x")
     for y, (text, value, note) in enumerate(rows):
-        _outside(axes, text, (0, y), (-left + 6, 0), ink="ink", size=NORMAL, va="center", y="data")
+        _outside(axes, text, (0, y), (-left, 0), ink="ink", size=NORMAL, va="center", y="data")
         axes.annotate(
             note,
             (value, y),
@@ -293,13 +288,13 @@ def bars(
             fontsize=SMALL,
             annotation_clip=False,
         )
-    _outside(axes, unit, (1, 0), (70, -16), ink="muted", size=SMALL, ha="right", va="top")
+    _outside(axes, unit, (1, 0), (80, -16), ink="muted", size=SMALL, ha="right", va="top")
     return to_svg(figure, name, label)
 
 
 def margin_histogram(name: str, margin: Array, verdict: Array, label: str) -> str:
     """Smallest filter margin of each policy step, stacked by verdict; 0 is at a limit."""
-    figure, axes = panel(460, 236, left=54, right=18, top=30, bottom=46)
+    figure, axes = panel(420, 224, left=54, right=18, top=30, bottom=46)
     low = min(0.0, float(np.floor(margin.min() * 20) / 20))
     edges = np.arange(round(low * 20), 21) / 20
     total, base = len(margin), np.zeros(len(edges) - 1)
@@ -319,7 +314,7 @@ def margin_histogram(name: str, margin: Array, verdict: Array, label: str) -> st
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".replace("-", "\u2212")))
     gridlines(axes, "y")
     _outside(
-        axes, "share of policy steps", (0, 1), (-46, 14), ink="ink", size=NORMAL, weight="bold"
+        axes, "share of policy steps", (0, 1), (-54, 14), ink="ink", size=NORMAL, weight="bold"
     )
     _outside(
         axes,
@@ -340,7 +335,7 @@ def latency_strip(
     *,
     deadline_ms: float | None = None,
 ) -> str:
-    """Per stage on a log axis of milliseconds: a dot at p50, a bar to p99, a tick at the maximum."""
+    """Per stage on a log axis: a dot at p50, a bar to p99, a cross at the maximum."""
     figure, axes = panel(620, 30 * len(rows) + 66, left=150, right=84, top=28, bottom=38)
     axes.set_xscale("log")
     values = [v for _, r in rows for v in (r["p50_ms"], r["p99_ms"], r.get("max_ms", r["p99_ms"]))]
@@ -358,13 +353,13 @@ def latency_strip(
         axes.plot(p50, y, "o", color=tint, markersize=7)
         axes.plot(p99, y, "|", color=tint, markersize=13, markeredgewidth=2.2)
         axes.plot(row.get("max_ms", p99), y, "x", color=colour("muted"), ms=6, mew=1.4)
-        _outside(axes, text, (0, y), (-140, 0), ink="ink", size=NORMAL, va="center", y="data")
+        _outside(axes, text, (0, y), (-150, 0), ink="ink", size=NORMAL, va="center", y="data")
         _outside(
             axes, f"{compact(p99)} ms", (1, y), (76, 0), ink="policy", size=NORMAL, ha="right",
             va="center", y="data",
         )  # fmt: skip
     if deadline_ms:
-        axes.axvline(deadline_ms, color=colour("stopped"), linewidth=1.3, linestyle=(0, (4, 3)))
+        axes.axvline(deadline_ms, color=colour("muted"), linewidth=1.3, linestyle=(0, (4, 3)))
         axes.annotate(
             f"control period {deadline_ms:g} ms",
             (deadline_ms, 1),
@@ -372,7 +367,7 @@ def latency_strip(
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             ha="center",
-            color=colour("stopped"),
+            color=colour("muted"),
             fontsize=SMALL,
         )
     _outside(axes, "milliseconds (log)", (0.5, 0), (0, -32), ink="muted", size=SMALL, ha="center")

@@ -1,4 +1,4 @@
-"""An episode as a film: its pictures beside what was asked, what was done and what the filter said."""
+"""An episode as a film: pictures beside what was asked, done, and said by the filter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from safe_o2o.types import Array, Verdict
 
 PICTURE = 384  # side of the square picture, pixels
-WIDTH, HEIGHT = PICTURE + 224, PICTURE + 48
+TOP = 44  # the episode's timeline above the picture, where a player's controls do not hide it
+WIDTH, HEIGHT = PICTURE + 224, PICTURE + TOP
 HOLD = 8  # frames for which the last picture stands, so that the outcome can be read
 
 _PAPER, _INK, _MUTED, _LINE = (17, 21, 28), (236, 240, 246), (147, 158, 174), (52, 60, 73)
@@ -98,10 +99,11 @@ def _frame(film: Film, t: int) -> Array:
     how = Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS
     if picture.size != (PICTURE, PICTURE):
         picture = picture.resize((PICTURE, PICTURE), how)
-    image.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(image)
-    _strip(draw, film, t)
-    _timeline(draw, film, t)
+    strip = Image.new("RGB", (WIDTH, PICTURE), _PAPER)
+    _strip(ImageDraw.Draw(strip), film, t)
+    strip.paste(picture, (0, 0))
+    image.paste(strip, (0, TOP))
+    _timeline(ImageDraw.Draw(image), film, t)
     return np.asarray(image)
 
 
@@ -167,7 +169,7 @@ def _bar(draw: ImageDraw.ImageDraw, film: Film, t: int, i: int, name: str, y: in
 
 def _timeline(draw: ImageDraw.ImageDraw, film: Film, t: int) -> None:
     """The whole episode as a strip: verdicts up to now, contacts as red marks, a cursor."""
-    left, right, y, steps = 16, WIDTH - 16, PICTURE + 22, len(film)
+    left, right, y, steps = 16, WIDTH - 16, 14, len(film)
 
     def at(step: float) -> float:
         return left + (right - left) * step / steps
@@ -180,7 +182,7 @@ def _timeline(draw: ImageDraw.ImageDraw, film: Film, t: int) -> None:
             draw.rectangle((at(step), y - 8, max(at(step + 1) - 1, at(step) + 1), y - 3), fill=_RED)
     draw.rectangle((at(t) - 1, y - 4, at(t) + 1, y + 12), fill=_INK)
     draw.text(
-        (left, y + 17),
+        (left, y + 20),
         "filter verdict; red marks above: contact",
         font=font(9),
         fill=_MUTED,

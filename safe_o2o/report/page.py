@@ -9,9 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from safe_o2o.errors import DataError
-from safe_o2o.files import write_atomic
+from safe_o2o.files import storage_error, write_atomic
 from safe_o2o.report import episodes as ep
-from safe_o2o.report import process, results
+from safe_o2o.report import films, process, provenance, results, training
 from safe_o2o.report.blocks import Section
 from safe_o2o.report.run_files import RunFiles
 
@@ -27,7 +27,7 @@ def build_report(
     The bytes depend on the run's files (and `render`) alone: the same files give the same page.
 
     Args:
-        run_dir: the run's folder (`dataset`, `checkpoints`, `online`, `eval`, `deploy`, `run.json`).
+        run_dir: the run's folder (`dataset`, `checkpoints`, `online`, `eval`, `deploy`, ...).
         out: the file to write; `<run_dir>/report.html` by default.
         render: makes larger pictures of an episode for the films; the recorded ones by default.
 
@@ -44,33 +44,40 @@ def build_report(
             "no such run folder", where=run_dir, todo="make one with `safe-o2o demo --out FOLDER`"
         )
     out = run_dir / "report.html" if out is None else Path(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, out.parent) from error
     files = RunFiles(run_dir)
     facts = files.facts()
-    command = process.stage_command(facts, str(run_dir))
+    command = provenance.stage_command(facts, str(run_dir))
     offline, online = ep.load(files, "dataset"), ep.load(files, "online")
     rounds = ep.rounds(online, files.rounds())
     actors = results.cast(files.actors())
 
     sections = [
         results.headline(actors, command("evaluate")),
-        process.training(files.metrics("checkpoints"), command("train")),
+        training.training(files.metrics("checkpoints"), command("train")),
         results.evaluation(actors, command("evaluate")),
         results.online(rounds, command("finetune")),
         _films(offline, online, rounds, render, command("finetune")),
-        process.filtering(_filter_records(offline, online), actors, command("collect")),
+        process.filtering(
+            _filter_records(offline, online), actors, command("finetune" if online else "collect")
+        ),
         process.latency(files.latency(), _control_period(facts), command("deploy")),
     ]
     hashes = {
-        "dataset": ep.content_hash(offline),
-        "online episodes": ep.content_hash(online),
+        "dataset": ep.content_hash(files, "dataset"),
+        "online episodes": ep.content_hash(files, "online"),
     }
-    sections.append(process.provenance(facts, hashes, files.notes, command("demo")))
+    sections.append(provenance.provenance(facts, hashes, files.notes, command("demo")))
     tuned = files.metrics("finetune")
     if tuned is not None:
         title = "Training between the rounds"
-        sections.insert(4, process.training(tuned, command("finetune"), slug="tuning", title=title))
+        sections.insert(
+            4, training.training(tuned, command("finetune"), slug="tuning", title=title)
+        )
     page = _render(run_dir, facts, results.cards(actors, rounds), sections)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page.encode())
     return out
 
@@ -92,7 +99,7 @@ def _films(
             note += f", bundle {entry.bundles[-1]}"
         groups.append((note, members))
     scripted = [group[0] for group in ep.by_behavior(offline).values()]
-    return process.films(groups[0], groups[1], scripted, render, command)
+    return films.films(groups[0], groups[1], scripted, render, command)
 
 
 def _filter_records(offline: list[Any], online: list[Any]) -> list[ep.FilterRecord]:

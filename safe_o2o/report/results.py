@@ -113,28 +113,28 @@ def cards(actors: Sequence[Actor], rounds: Sequence[Round]) -> list[Card]:
             more, less = compare(policy, mixture)
             fine = list(met(policy, mixture))
             verdict = [
-                f"{more.value:.2f}× the mixture, bar ≥ {SUCCESS_BAR}×",
-                f"{less.value:.2f}× the mixture, bar ≤ {VIOLATION_BAR}×",
+                f"{more.value:.2f}× mixture, target ≥ {SUCCESS_BAR}×",
+                f"{less.value:.2f}× mixture, target ≤ {VIOLATION_BAR}×",
             ]
         pair = (
             ("Success, offline policy", result.success),
             ("Violations, offline policy", result.violation),
         )
         for i, (label, value) in enumerate(pair):
-            detail = f"95 % interval {span(value)} %, n = {result.n}"
+            detail = f"95\u2009% CI {span(value)}\u2009%, n\u2009=\u2009{result.n}"
             found.append(Card(label, percent(value.value), detail, verdict[i], fine[i]))
     before, after = find(actors, "before"), find(actors, "after")
     if before is not None and after is not None:
-        a, b, where = before.result, after.result, "evaluated before and after"
+        a, b, where = before.result, after.result, "evaluated"
         pairs = [(a.success, b.success), (a.violation, b.violation)]
-        sizes = f"n = {a.n} and {b.n}"
+        sizes = f"n\u2009=\u2009{a.n} and {b.n}"
     else:
         done = [r for r in rounds if r.success is not None and r.violation is not None]
         if len(done) < 2:
             return found
         first, last, where = done[0], done[-1], "first and last round"
         pairs = [(first.success, last.success), (first.violation, last.violation)]  # type: ignore[list-item]
-        sizes = f"n = {first.n} and {last.n}"
+        sizes = f"n\u2009=\u2009{first.n} and {last.n}"
     good = (pairs[0][1].value >= pairs[0][0].value, pairs[1][1].value <= pairs[1][0].value)
     claims = ("not less than before", "not more than before")
     for i, label in enumerate(("Success, fine-tuning", "Violations, fine-tuning")):
@@ -150,7 +150,7 @@ def headline(actors: Sequence[Actor], command: str) -> Section:
         "headline",
         "Who succeeds, who collides",
         "Success: the tool reached the goal. Violation: any contact with an obstacle during the "
-        "episode. Every actor faced fresh layouts; bars show Wilson 95 % intervals.",
+        "episode. Every actor faced fresh layouts; intervals are Wilson's, at 95 %.",
     )
     if not actors:
         section.blocks.append(Missing("No evaluation yet: success and violation rates.", command))
@@ -174,7 +174,7 @@ def headline(actors: Sequence[Actor], command: str) -> Section:
             name = f"rate-{slug}-{metric}"
             said = ", ".join(f"{r.label} {percent(r.interval.value)}" for r in rows)
             svg = figures.interval_dots(
-                name, rows, f"{metric} rate: {said}", bar=bar, at_most=at_most
+                name, f"{metric} rate", rows, f"{metric} rate: {said}", bar=bar, at_most=at_most
             )
             text = "higher is better" if not at_most else "lower is better"
             line = f" Dashed: {factor:g} times the behaviour mixture." if bar is not None else ""
@@ -207,11 +207,10 @@ def _bars_table(policy: Actor, mixture: Actor) -> Table:
         for i, metric in enumerate(("success", "violation"))
     ]
     return Table(
-        ("rate", policy.label, mixture.label, "ratio", "bar", ""),
+        ("rate", policy.label, mixture.label, "ratio", "target", ""),
         rows,
-        "Ratio of the offline policy's rate to the behaviour mixture's, with Katz's log 95 % interval. "
-        "The bars hold for the estimates.",
-        policy.result.command,
+        "Ratio of the offline policy's rate to the behaviour mixture's, with Katz's log 95 % "
+        "interval. The targets are for the estimates.",
         text=frozenset({0, 5}),
     )
 
@@ -237,7 +236,6 @@ def evaluation(actors: Sequence[Actor], command: str) -> Section:
                 _mean(result.returns, 2),
                 _mean(result.length, 1),
                 percent(touched) if touched is not None else "–",
-                "–" if result.seed is None else str(result.seed),
             )
         )
     head = (
@@ -249,22 +247,24 @@ def evaluation(actors: Sequence[Actor], command: str) -> Section:
         "return",
         "length (steps)",
         "touched by filter",
-        "seed",
     )
     caption = (
-        "Estimates with 95 % intervals in brackets. Return: sum of rewards of an episode. Touched by "
-        "filter: share of policy steps that were corrected or stopped."
+        "Estimates with 95 % intervals in brackets. Return: sum of rewards of an episode. Touched "
+        "by filter: share of policy steps that were corrected or stopped."
     )
     section.blocks.append(Table(head, rows, caption, text=frozenset({0, 1})))
     commands = [a for a in actors if a.result.command]
     if commands:
         section.blocks.append(
             Table(
-                ("actor", "command"),
-                [(a.label, a.result.command) for a in commands],
-                "The command behind each line.",
-                text=frozenset({0, 1}),
-                mono=frozenset({1}),
+                ("actor", "first seed", "command"),
+                [
+                    (a.label, "–" if (s := a.result.seed) is None else str(s), a.result.command)
+                    for a in commands
+                ],
+                "The command behind each line, and the seed of its first layout.",
+                text=frozenset({0, 2}),
+                mono=frozenset({2}),
             )
         )
     return section
@@ -275,8 +275,8 @@ def online(rounds: Sequence[Round], command: str) -> Section:
     section = Section(
         "online",
         "Online fine-tuning, round by round",
-        "The arm acts for a round of episodes in a scene it has not seen; the learner trains on them "
-        "and proposes a new bundle; the promotion check decides whether it goes live.",
+        "The arm acts for a round of episodes in a scene it has not seen; the learner trains on "
+        "them and proposes a new bundle; the promotion check decides whether it goes live.",
     )
     if not rounds:
         section.blocks.append(Missing("No online episodes and no learner decisions yet.", command))
@@ -334,8 +334,7 @@ def online(rounds: Sequence[Round], command: str) -> Section:
                 "reason",
             ),
             rows,
-            "What acted in each round, what the learner proposed after it, and why it went live or not.",
-            command,
+            "What acted in each round, what the learner proposed after it, and why it went live.",
             text=frozenset({4, 6, 7, 8}),
         )
     )

@@ -1,4 +1,4 @@
-"""What a run left on disk, read leniently: a missing or damaged file becomes a note, never a crash."""
+"""What a run left on disk, read leniently: a damaged file becomes a note, never a crash."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class RunFiles:
             if data is None:
                 continue
             try:
-                found.append(_actor(data, path.stem))
+                found += _actors(data, path.stem)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 self.note(path, f"is no evaluation ({type(error).__name__}: {error})")
         return found
@@ -189,8 +189,21 @@ class RunFiles:
         return data if isinstance(data, dict) else {}
 
 
+def _actors(data: Mapping[str, Any], stem: str) -> list[ActorResult]:
+    """One result, or those of a mixture by behaviour with `all` for the mixture itself."""
+    if "n" in data or "all" not in data:
+        return [_actor(data, stem)]
+    common = {key: data[key] for key in ("variant", "command", "seed") if key in data}
+    parts = {key: part for key, part in data.items() if isinstance(part, Mapping) and "n" in part}
+    return [
+        _actor({**common, **part, "name": stem if key == "all" else key}, stem)
+        for key, part in parts.items()
+    ]
+
+
 def _actor(data: Mapping[str, Any], stem: str) -> ActorResult:
     n = int(data["n"])
+    share = data.get("verdict_share", data.get("filter", {}))
     seed = data.get("seed")
     return ActorResult(
         name=str(data.get("name") or stem),
@@ -200,7 +213,9 @@ def _actor(data: Mapping[str, Any], stem: str) -> ActorResult:
         violation=_rate(data["violation"], n),
         returns=_mean(data.get("return")),
         length=_mean(data.get("length")),
-        verdict_share={str(k).lower(): float(v) for k, v in data.get("verdict_share", {}).items()},
+        verdict_share={
+            name: float(share[name]) for name in ("pass", "corrected", "stopped") if name in share
+        },
         command=str(data.get("command") or ""),
         seed=None if seed is None else int(seed),
     )
@@ -219,7 +234,10 @@ def _mean(data: Any) -> Interval | None:
     if not isinstance(data, Mapping) or "mean" not in data:
         return None
     mean = float(data["mean"])
-    return Interval(mean, float(data.get("low", mean)), float(data.get("high", mean)))
+    low, high = data.get("low"), data.get("high")
+    return Interval(
+        mean, mean if low is None else float(low), mean if high is None else float(high)
+    )
 
 
 def rolling(step: Array, value: Array, *, points: int = 160) -> tuple[Array, Array, Array, Array]:

@@ -1,7 +1,7 @@
-"""The look of every figure: one palette with roles, and matplotlib SVG that follows the page's theme.
+"""The look of every figure: one palette of roles, and matplotlib SVG that follows the page's theme.
 
-Figures are drawn with stand-in colours that the page's style sheet resolves (`var(--policy)`, ...), so
-that one SVG serves the light and the dark page; text stays text in the page's own font.
+Figures are drawn with stand-in colours that the page's style sheet resolves (`var(--policy)`, ...),
+so that one SVG serves the light and the dark page; text stays text in the page's own font.
 """
 
 from __future__ import annotations

@@ -17,3 +17,25 @@ for (const box of document.querySelectorAll(".command")) {
   });
   box.append(button);
 }
+
+// Films play while they are in view, unless the reader stopped them or prefers stillness.
+if (!matchMedia("(prefers-reduced-motion: reduce)").matches) {
+  const seen = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting && !target.dataset.held) {
+        target.play().catch(() => {});
+      } else if (!isIntersecting && !target.paused) {
+        target.dataset.leaving = "1";
+        target.pause();
+      }
+    }
+  }, { threshold: 0.6 });
+  for (const film of document.querySelectorAll("video")) {
+    film.addEventListener("pause", () => {
+      if (!film.dataset.leaving) film.dataset.held = "1";
+      delete film.dataset.leaving;
+    });
+    film.addEventListener("play", () => { delete film.dataset.held; });
+    seen.observe(film);
+  }
+}
