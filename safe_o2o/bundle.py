@@ -294,6 +294,10 @@ def set_current(bundles_dir: str | Path, version: str) -> Pointer:
         StorageError: the disk refused; the pointer is as it was.
     """
     bundles_dir = Path(bundles_dir)
+    if not _VERSION.match(version):
+        raise BundleError(
+            f"has no version {version!r}", where=bundles_dir, todo="name one such as v000001"
+        )
     state = _read_pointer(bundles_dir)
     entry = {"version": version, "sha256": _manifest_sha256(bundles_dir / version)}
     if state.get("current") != entry:
