@@ -186,12 +186,12 @@ class Fosp:
 
     def _records(self, batch: Batch) -> Records:
         observation = self.spec.observation
-        image = stack_images(observation, batch.obs)
-        steps = image.shape[1]
+        obs = batch.obs
         if self.config.shift:
-            # One shift a window: a moving camera would look like a moving arm.
-            joined = losses.random_shift(image.flatten(1, 2), self.config.shift, self.generator)
-            image = joined.unflatten(1, (steps, -1))
+            obs = dict(obs)
+            for name in observation.image_names:
+                obs[name] = losses.random_shift(obs[name], self.config.shift, self.generator)
+        image = stack_images(observation, obs)
         mask = batch.mask.float()
         online = torch.zeros_like(mask)
         if batch.index is not None:
@@ -533,8 +533,9 @@ class Fosp:
         ema_update(self.slow["value"], self.net.value, 1.0 if first else cfg.slow_rate)
         rate = cfg.finetune.average_rate if self._online else cfg.average_rate
         if rate > 0:
-            # Early on a plain mean forgets the random start sooner than the final rate would.
-            ema_update(self.average, self.net, max(rate, 1.0 / (1.0 + self.step)))
+            # A short memory at first, or the random start would be averaged in for long.
+            steps = self.online_step if self._online else self.step
+            ema_update(self.average, self.net, max(rate, 9.0 / (10.0 + steps)))
 
     # ------------------------------------------------------------------ saving
 

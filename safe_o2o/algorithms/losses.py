@@ -199,14 +199,22 @@ def expansion_log_weight(
 
 
 def random_shift(image: Tensor, pixels: int, generator: torch.Generator | None = None) -> Tensor:
-    """Shift every image `[N, C, H, W]` by up to `pixels` in x and y, edges replicated (DrQ)."""
+    """Shift windows of images by up to `pixels` in x and y, edges replicated (DrQ).
+
+    One shift a window: frames that jump against each other would look like a moving arm.
+
+    Args:
+        image: `[B, T, H, W, C]`, any dtype; uint8 moves the fewest bytes.
+        pixels: largest shift; 0 returns the input.
+        generator: source of the shifts.
+    """
     if pixels == 0:
         return image
-    n, _, height, width = image.shape
-    padded = torch.nn.functional.pad(image, (pixels,) * 4, mode="replicate")
-    offset = torch.randint(0, 2 * pixels + 1, (2, n), generator=generator, device=image.device)
-    rows = offset[0, :, None] + torch.arange(height, device=image.device)
-    columns = offset[1, :, None] + torch.arange(width, device=image.device)
-    index = torch.arange(n, device=image.device)
-    shifted = padded.permute(0, 2, 3, 1)[index[:, None, None], rows[:, :, None], columns[:, None]]
-    return shifted.permute(0, 3, 1, 2)
+    batch, _, height, width, _ = image.shape
+    offset = torch.randint(
+        -pixels, pixels + 1, (2, batch, 1), generator=generator, device=image.device
+    )
+    row = (torch.arange(height, device=image.device) + offset[0]).clamp_(0, height - 1)
+    column = (torch.arange(width, device=image.device) + offset[1]).clamp_(0, width - 1)
+    shifted = [image[b].index_select(1, row[b]).index_select(2, column[b]) for b in range(batch)]
+    return torch.stack(shifted)

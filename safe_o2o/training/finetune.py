@@ -1,0 +1,235 @@
+"""Fine-tuning between rounds of episodes: committed episodes in, promoted bundle out.
+
+Everything a round needs is on disk: the offline checkpoint and dataset, the committed online
+episodes, the learner's own checkpoint, and `bundles/current.json`, which the actor reads. A learner
+that is killed starts the round in progress again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from safe_o2o import bundle, config as settings
+from safe_o2o.algorithms.fosp_config import FospConfig
+from safe_o2o.data.batch import Batch
+from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.mixture import Mixture
+from safe_o2o.data.replay import Replay
+from safe_o2o.errors import CheckpointError, ConfigError
+from safe_o2o.export.algorithm import export_algorithm
+from safe_o2o.files import write_atomic
+from safe_o2o.training import checkpoint, offline
+from safe_o2o.training.logger import MetricLog
+from safe_o2o.training.promotion import PromotionConfig, promote
+from safe_o2o.training.seed import seed_everything
+
+Progress = Callable[[int, int], None]
+DIRECTORY = "finetune"
+
+
+@dataclass(frozen=True)
+class FineTunerConfig:
+    """How rounds of fine-tuning are driven."""
+
+    updates_per_round: int = 75
+    online_fraction: float = 0.5
+    """share of every batch that comes from online episodes"""
+    threads: int = 0
+    """threads of PyTorch; 0 leaves its default"""
+    promotion: PromotionConfig = field(default_factory=PromotionConfig)
+
+    def __post_init__(self) -> None:
+        if self.updates_per_round < 1:
+            raise ConfigError("must be at least 1", where="updates_per_round")
+        if not 0.0 < self.online_fraction < 1.0:
+            raise ConfigError("must be in (0, 1)", where="online_fraction")
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What one round came to.
+
+    Attributes:
+        bundle: name of the bundle that was made.
+        promoted: True when it may go live.
+        checks: the promotion checks, JSON-ready.
+        refusal: why it was refused, `""` when it was promoted.
+        updates: gradient steps online in all.
+        metrics: means over the round's updates.
+    """
+
+    bundle: str
+    promoted: bool
+    checks: list[Mapping[str, Any]]
+    refusal: str
+    updates: int
+    metrics: Mapping[str, float]
+
+
+class FineTuner:
+    """Owns the learner of one run.
+
+    Args:
+        run_dir: the run, with `dataset`, `checkpoints`, `online` and `bundles` in it.
+        config: settings, or a mapping of them as a settings file holds it; None for the defaults.
+
+    Raises:
+        CheckpointError: there is no offline checkpoint.
+        DataError: there is no offline dataset.
+    """
+
+    def __init__(
+        self, run_dir: str | Path, config: FineTunerConfig | Mapping[str, Any] | None = None
+    ) -> None:
+        self.run_dir = Path(run_dir)
+        if config is None or isinstance(config, Mapping):
+            config = settings.from_json(FineTunerConfig, config or {}, where="fine-tuner")
+        self.config = config
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.offline_data = Dataset(self.run_dir / "dataset")
+        self.folder = self.run_dir / DIRECTORY
+        self._load()
+
+    def _load(self) -> None:
+        """The learner's own checkpoint, else the offline one turned online."""
+        start = checkpoint.latest(self.run_dir / "checkpoints")
+        if start is None:
+            raise CheckpointError(
+                "no offline checkpoint to start from",
+                where=self.run_dir / "checkpoints",
+                todo="train first: safe-o2o train fosp",
+            )
+        newest = checkpoint.latest(self.folder)
+        header = checkpoint.read_header(newest or start)
+        self.meta = header.meta
+        algo_config = settings.from_json(FospConfig, header.meta.config, where=newest or start)
+        seed_everything(algo_config.seed)
+        self.algorithm = offline.build(header.meta.algorithm, algo_config, self.offline_data)
+        self.rounds = 0
+        if newest is None:
+            self.algorithm.load_state_dict(checkpoint.load(start)["algorithm"])
+            self.algorithm.start_online()
+            self._state: Mapping[str, Any] | None = None
+        else:
+            state = checkpoint.load(newest)
+            self.algorithm.load_state_dict(state["algorithm"])
+            self.rounds, self._state = int(state["rounds"]), state["mixture"]
+
+    def _mixture(self) -> Mixture:
+        online = Dataset(self.run_dir / "online")
+        self.offline_data.spec.require_same(
+            online.spec, mine=str(self.offline_data.directory), theirs=str(online.directory)
+        )
+        seed = self.algorithm.config.seed
+        replays: dict[str, Replay] = {
+            "offline": offline.make_replay(self.algorithm, self.offline_data, seed),
+            "online": offline.make_replay(self.algorithm, online, seed + 1),
+        }
+        share = self.config.online_fraction
+        mixture = Mixture(
+            replays, {"offline": 1.0 - share, "online": share}, self.algorithm.config.batch_size
+        )
+        if self._state is not None:
+            mixture.load_state_dict(self._state)
+        mixture.refresh()
+        return mixture
+
+    def round(self, index: int, progress: Progress | None = None) -> Path | str:
+        """Train on what is committed, export, check, promote.
+
+        Args:
+            index: number of the round; one that was finished before is not run again.
+            progress: called with (updates done, updates of this round).
+
+        Returns:
+            The promoted bundle, or a line that says why it was refused.
+        """
+        done = self._report_path(index)
+        if index < self.rounds and done.exists():
+            report = RoundReport(**json.loads(done.read_bytes()))
+        else:
+            report = self._train_round(index, progress)
+        bundles = self.run_dir / "bundles"
+        return bundles / report.bundle if report.promoted else report.refusal
+
+    def _report_path(self, index: int) -> Path:
+        return self.folder / f"round_{index:03d}.json"
+
+    def _train_round(self, index: int, progress: Progress | None) -> RoundReport:
+        algorithm, total = self.algorithm, self.config.updates_per_round
+        mixture = self._mixture()
+        follows = [reward_follows(replay) for replay in mixture.replays.values()]
+        warmup = max(0, algorithm.config.finetune.warmup - algorithm.online_step)
+        rows: list[dict[str, float]] = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with MetricLog(self.folder / "metrics.jsonl", resume_at=algorithm.online_step) as log:
+            for update in range(warmup + total):
+                rows.append(algorithm.update(imitable(mixture.sample(), follows)))
+                log.append(algorithm.online_step, rows[-1])
+                if progress is not None:
+                    progress(update + 1, warmup + total)
+        self.rounds, self._state = index + 1, mixture.state_dict()
+        report = self._hand_over(index, {k: float(np.mean([r[k] for r in rows])) for k in rows[0]})
+        write_atomic(self._report_path(index), json.dumps(asdict(report), indent=1).encode())
+        state = {
+            "algorithm": algorithm.state_dict(),
+            "mixture": self._state,
+            "rounds": self.rounds,
+        }
+        # The checkpoint comes last: a round counts as done only when its bundle is decided.
+        checkpoint.save(self.folder, state, self.meta, step=algorithm.online_step, keep=2)
+        return report
+
+    def _hand_over(self, index: int, metrics: Mapping[str, float]) -> RoundReport:
+        """Export, check against the live bundle on held-out episodes, promote."""
+        bundles, algorithm = self.run_dir / "bundles", self.algorithm
+        facts = {"round": index, "online_updates": algorithm.online_step}
+        name = self.meta.algorithm
+        candidate = export_algorithm(algorithm, name, bundles, self.offline_data, facts).directory
+        live = bundle.current(bundles)
+        online = Dataset(self.run_dir / "online")
+        held_out = [online[i] for i in range(len(online))][-self.config.promotion.episodes :]
+        result = promote(
+            candidate, None if live is None else live.directory, held_out, self.config.promotion
+        )
+        if result.passed:
+            bundle.set_current(bundles, candidate.name)
+        return RoundReport(
+            bundle=candidate.name,
+            promoted=result.passed,
+            checks=[asdict(check) for check in result.checks],
+            refusal="" if result.passed else result.reason,
+            updates=algorithm.online_step,
+            metrics=metrics,
+        )
+
+
+def reward_follows(replay: Replay) -> torch.Tensor:
+    """For every record of a replay: does reward still follow in its episode? `[R]` bool."""
+    rows = replay.episode_arrays("reward")
+    parts = [np.flip(np.cumsum(np.flip(reward))) - reward > 0 for reward in rows]
+    return torch.from_numpy(np.concatenate(parts)) if parts else torch.zeros(0, dtype=torch.bool)
+
+
+def imitable(batch: Batch, follows: list[torch.Tensor]) -> Batch:
+    """Let the actor imitate all offline records, and online ones only where reward still follows.
+
+    Args:
+        batch: from a mixture of (offline, online).
+        follows: `reward_follows` of both replays, in that order.
+    """
+    assert batch.index is not None
+    online = (batch.index.origin > 0).unsqueeze(1)
+    allowed = torch.ones_like(batch.mask)
+    if len(follows[1]):
+        record = torch.where(online, batch.index.record, torch.zeros_like(batch.index.record))
+        allowed = torch.where(online, follows[1][record], allowed)
+    return replace(batch, actor_mask=batch.action_mask & allowed)

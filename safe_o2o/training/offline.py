@@ -1,0 +1,152 @@
+"""Offline training as a function that reads top to bottom: dataset in, checkpoints and metrics out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from safe_o2o import catalog, config as settings
+from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.replay import SequenceReplay, TransitionReplay
+from safe_o2o.data.statistics import Statistics
+from safe_o2o.errors import CheckpointError, ConfigError
+from safe_o2o.training import checkpoint
+from safe_o2o.training.logger import MetricLog
+from safe_o2o.training.seed import seed_everything
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class OfflineConfig:
+    """How a run is driven; what it computes is the algorithm's own config."""
+
+    checkpoint_every: int = 250
+    """updates between checkpoints: what a kill can cost"""
+    keep: int = 2
+    """checkpoints kept"""
+    log_every: int = 10
+    """updates averaged into one line of metrics"""
+    cost_fraction: float = 0.0
+    """share of windows drawn from those with a cost"""
+    threads: int = 0
+    """threads of PyTorch; 0 leaves its default. The same number gives the same metrics."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 1 or self.log_every < 1 or self.keep < 1:
+            raise ConfigError("checkpoint_every, log_every and keep must be at least 1")
+
+
+@dataclass(frozen=True)
+class OfflineReport:
+    """What a call of `train_offline` did.
+
+    Attributes:
+        checkpoint: the last checkpoint.
+        step: updates in all.
+        resumed_at: update that this call started from.
+        seconds: wall time of this call's updates.
+        metrics: the last line of metrics.
+    """
+
+    checkpoint: Path
+    step: int
+    resumed_at: int
+    seconds: float
+    metrics: Mapping[str, float]
+
+
+def build(name: str, config: Any, dataset: Dataset, device: str = "cpu") -> Any:
+    """Make an algorithm of the catalogue for a dataset."""
+    statistics = Statistics.compute(dataset).to_json()
+    return catalog.load("algorithm", name)(config, dataset.spec, statistics, device)
+
+
+def make_replay(
+    algorithm: Any, datasets: Dataset | list[Dataset], seed: int, cost_fraction: float = 0.0
+) -> SequenceReplay | TransitionReplay:
+    """The replay that an algorithm wants."""
+    size = algorithm.config.batch_size
+    if algorithm.wants == "transitions":
+        return TransitionReplay(
+            datasets, batch_size=size, seed=seed, cost_fraction=cost_fraction
+        )
+    return SequenceReplay(
+        datasets,
+        length=algorithm.config.sequence_length,
+        batch_size=size,
+        seed=seed,
+        cost_fraction=cost_fraction,
+    )
+
+
+def train_offline(
+    name: str,
+    config: Any,
+    data: Path,
+    out: Path,
+    run: OfflineConfig = OfflineConfig(),
+    progress: Progress | None = None,
+) -> OfflineReport:
+    """Train until `config.total_updates`; go on from the newest checkpoint in `out` if there is one.
+
+    Args:
+        name: algorithm of the catalogue.
+        config: its config; `seed` seeds networks, draws and noise.
+        data: dataset directory.
+        out: checkpoint directory; metrics go to `metrics.jsonl` in it.
+        run: intervals, threads, device.
+        progress: called with (step, total, latest metrics).
+
+    Raises:
+        DataError: no dataset, or an empty one.
+        CheckpointError: `out` holds checkpoints of another algorithm, config or spec.
+    """
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    seed_everything(config.seed)
+    dataset = Dataset(data)
+    algorithm = build(name, config, dataset, run.device)
+    replay = make_replay(algorithm, dataset, config.seed, run.cost_fraction)
+    meta = checkpoint.Meta(
+        algorithm=name, config=settings.to_json(config), spec=dataset.spec.to_json()
+    )
+    newest = checkpoint.latest(out)
+    if newest is not None:
+        state = checkpoint.load(newest, expect=meta)
+        algorithm.load_state_dict(state["algorithm"])
+        replay.load_state_dict(state["replay"])
+    start = algorithm.step
+    log = MetricLog(out / "metrics.jsonl", resume_at=start)
+    rows: list[dict[str, float]] = []
+    line: dict[str, float] = {}
+    began = time.perf_counter()
+    while algorithm.step < config.total_updates:
+        rows.append(algorithm.update(replay.sample().to(run.device, non_blocking=True)))
+        step = algorithm.step
+        if step % run.log_every == 0 or step == config.total_updates:
+            line = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+            rows = []
+            bad = [key for key, value in line.items() if not np.isfinite(value)]
+            if bad:
+                raise CheckpointError(
+                    f"training diverged at update {step}: {', '.join(bad)} not finite",
+                    where=out,
+                    todo="the last checkpoint is still good; lower the learning rate",
+                )
+            log.append(step, line)
+        if progress is not None:
+            progress(step, config.total_updates, line)
+        if step % run.checkpoint_every == 0 or step == config.total_updates:
+            state = {"algorithm": algorithm.state_dict(), "replay": replay.state_dict()}
+            newest = checkpoint.save(out, state, meta, step=step, keep=run.keep)
+    log.close()
+    assert newest is not None
+    return OfflineReport(newest, algorithm.step, start, time.perf_counter() - began, line)
