@@ -15,7 +15,7 @@ from pink.limits import ConfigurationLimit
 from pink.tasks import FrameTask, PostureTask
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.safety.kinematics import Kinematics
+from safe_o2o.safety.kinematics import POSTURES, Kinematics
 from safe_o2o.spaces import ActionSpec
 from safe_o2o.types import Array, Observation, Proposal, RobotState, Source
 
@@ -25,11 +25,6 @@ WORKSPACE: tuple[tuple[float, float, float], tuple[float, float, float]] = (
 )
 """Lowest and highest corner of the box in which the tool moves, m; the finger tips reach 9 mm below
 the tool frame. Filter, action and scene all take it from here."""
-
-POSTURES: dict[str, tuple[float, ...]] = dict(
-    panda=(0.0, 0.06, 0.0, -2.35, 0.0, 2.41, 0.785),
-)
-"""Elbow-up joint positions, rad, with the tool near the middle of the workspace, pointing down."""
 
 POSITION_TOLERANCE = 1e-5
 """IK goes on until the tool is this close, m, or until its iterations are used up."""
