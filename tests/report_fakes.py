@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from safe_o2o.bundle import set_current
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.episode import EpisodeMeta
 from safe_o2o.report.intervals import wilson
@@ -144,6 +145,36 @@ def make_online(run: Path) -> None:
     (run / "rounds.json").write_text(json.dumps({"rounds": entries}))
 
 
+def make_bundles(run: Path) -> None:
+    """Manifests with what the page reads of them, and the learner's reports of its rounds."""
+    for number in range(1, 5):
+        folder = run / "bundles" / f"v{number:06d}"
+        folder.mkdir(parents=True)
+        manifest = {
+            "algorithm": "fosp",
+            "parity": {"max_abs_action_difference": 2.4e-6 * number, "steps": 200},
+            "graph_sha256": f"{number:x}" * 64,
+            "provenance": {"step": 1500, **({"round": number - 2} if number > 1 else {})},
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    set_current(run / "bundles", "v000004")
+    (run / "finetune").mkdir()
+    for number in range(4):
+        drift, passed = (0.21, 0.34, 0.72, 0.30)[number], number != 2
+        report = {
+            "bundle": f"v{number + 2:06d}",
+            "promoted": passed,
+            "refusal": "" if passed else f"mean disagreement {drift} (bound 0.6)",
+            "updates": 75 * (number + 1),
+            "checks": [
+                {"name": "held-out steps", "value": 412.0, "bound": 100.0, "passed": True},
+                ["mean disagreement", drift, 0.6, passed],
+            ],
+            "metrics": {},
+        }
+        (run / "finetune" / f"round_{number:03d}.json").write_text(json.dumps(report))
+
+
 def make_metrics(path: Path, seed: int = 0, steps: int = 1500) -> None:
     generator = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,6 +219,7 @@ def make_run(run: Path) -> Path:
     make_online(run)
     make_metrics(run / "checkpoints" / "metrics.jsonl")
     make_eval(run)
+    make_bundles(run)
     (run / "deploy").mkdir()
     stages = dict(
         camera=(7.1, 11.8, 19),

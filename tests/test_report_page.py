@@ -59,6 +59,11 @@ def test_every_section_has_its_content(page) -> None:
     online = section(page, "online")
     assert "50% (24–76)" in online and "100% (72–100)" in online  # Wilson for 5 and 10 of 10
     assert "✗ refused" in online and "held-out loss rose" in online and "v000004" in online
+    assert "mean disagreement 0.6 ✓ 0.21 ✓ 0.34 ✗ 0.72 ✓ 0.3" in online
+    assert "75 updates so far" in online and "300 updates so far" in online
+    bundles = section(page, "bundles")
+    assert "v000004 (live) fosp step 1500, round 2 9.6e−6 ✓ met 200 4444444444444444" in bundles
+    assert bundles.count("(live)") == 1 and bundles.count("✓ met") == 4
     assert "blue_obstacles" in section(page, "films")
     assert "11.8 ms" in section(page, "latency")
     provenance = section(page, "provenance")
@@ -193,10 +198,18 @@ def test_damaged_files_become_notes(run, tmp_path) -> None:
     (copy / "rounds.json").write_text('{"rounds": 3}')
     (copy / "deploy" / "latency.json").write_text("[1]")
     (copy / "run.json").write_text("")
+    (copy / "bundles" / "v000004" / "manifest.json").write_text("[")
     page = build_report(copy).read_text()
     text = section(page, "provenance")
-    assert "What could not be read (5)" in text
-    for name in (episode.name, "mixture.json", "rounds.json", "latency.json", "run.json"):
+    assert "What could not be read (7)" in text
+    for name in (
+        episode.name,
+        "mixture.json",
+        "rounds.json",
+        "latency.json",
+        "run.json",
+        "manifest.json",
+    ):
         assert name in text
     assert "No evaluation of the behaviour mixture" in page
     assert "39 episodes" in section(page, "filter")

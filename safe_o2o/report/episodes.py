@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ class Round:
         candidate: bundle that was made after the round.
         promoted: whether it went live; None where no decision is on file.
         reason: why or why not.
+        checks: of the promotion: name, value, bound, passed.
     """
 
     number: int
@@ -50,6 +52,7 @@ class Round:
     candidate: str
     promoted: bool | None
     reason: str
+    checks: tuple[tuple[str, float, float, bool], ...] = ()
 
     @property
     def n(self) -> int:
@@ -147,9 +150,18 @@ def rounds(episodes: Sequence[Episode], decisions: Sequence[Mapping[str, Any]]) 
                 candidate=_version(entry.get("candidate", entry.get("bundle", ""))),
                 promoted=None if promoted is None else bool(promoted),
                 reason=str(entry.get("reason") or refusal or ""),
+                checks=tuple(_check(check) for check in entry.get("checks", ())),
             )
         )
     return found
+
+
+def _check(check: Any) -> tuple[str, float, float, bool]:
+    """A promotion check as an object or as a row; a value that was not finite is NaN."""
+    if isinstance(check, Mapping):
+        check = [check[key] for key in ("name", "value", "bound", "passed")]
+    name, value, bound, passed = check
+    return str(name), math.nan if value is None else float(value), float(bound), bool(passed)
 
 
 def _round_of(episode: Episode, position: int, decided: Mapping[int, Mapping[str, Any]]) -> int:

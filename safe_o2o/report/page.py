@@ -64,11 +64,14 @@ def build_report(
         process.filtering(
             _filter_records(offline, online), actors, command("finetune" if online else "collect")
         ),
+        process.bundles(files.bundles(), command("export")),
         process.latency(files.latency(), _control_period(facts), command("deploy")),
     ]
+    step, checkpoint = files.checkpoint_sha256()
     hashes = {
         "dataset": ep.content_hash(files, "dataset"),
         "online episodes": ep.content_hash(files, "online"),
+        f"checkpoint {step.replace('_', ' ')}": checkpoint,
     }
     sections.append(provenance.provenance(facts, hashes, files.notes, command("demo")))
     tuned = files.metrics("finetune")

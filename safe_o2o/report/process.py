@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -86,6 +87,49 @@ def filtering(records: Sequence[ep.FilterRecord], actors: Sequence[Actor], comma
             )
         )
     section.blocks.append(Figures(pair))
+    return section
+
+
+PARITY_BAR = 1e-5  # largest difference of an action between network and graph
+
+
+def bundles(manifests: Sequence[Mapping[str, Any]], command: str) -> Section:
+    """Section on what was exported: parity, origin, hash."""
+    section = Section(
+        "bundles",
+        "Exported policies",
+        "Each bundle is one ONNX graph and a manifest. Parity: the largest difference between an "
+        "action of the graph and of the network it came from, over recorded steps with carried "
+        "state; actions span −1 to 1.",
+    )
+    if not manifests:
+        section.blocks.append(Missing("No policy bundle yet.", command))
+        return section
+    rows = []
+    for manifest in manifests:
+        parity, origin = manifest.get("parity", {}), manifest.get("provenance", {})
+        worst = parity.get("max_abs_action_difference")
+        made = [f"{k.replace('_', ' ')} {origin[k]}" for k in ("step", "round") if k in origin]
+        rows.append(
+            (
+                manifest["name"] + (" (live)" if manifest["live"] else ""),
+                str(manifest.get("algorithm", "–")),
+                ", ".join(made) or "–",
+                "–" if worst is None else compact(float(worst)),
+                "–" if worst is None else ("✓ met" if worst <= PARITY_BAR else "✗ missed"),
+                str(parity.get("steps", "–")),
+                str(manifest.get("graph_sha256", ""))[:16] or "–",
+            )
+        )
+    head = (
+        *("bundle", "algorithm", "made from", "parity"),
+        *(f"target ≤ {compact(PARITY_BAR)}", "steps compared", "graph SHA-256"),
+    )
+    caption = "Bundles of the run, oldest first; the first 16 digits of each graph's SHA-256."
+    table = Table(
+        head, rows, caption, command, text=frozenset({0, 1, 2, 4, 6}), mono=frozenset({6})
+    )
+    section.blocks.append(table)
     return section
 
 

@@ -338,7 +338,33 @@ def online(rounds: Sequence[Round], command: str) -> Section:
             text=frozenset({4, 6, 7, 8}),
         )
     )
+    checks = _promotion(rounds)
+    if checks is not None:
+        section.blocks.append(checks)
     return section
+
+
+def _promotion(rounds: Sequence[Round]) -> Table | None:
+    """The checks behind each decision: a line a check, a column a round."""
+    decided = [entry for entry in rounds if entry.checks]
+    names = list(dict.fromkeys(check[0] for entry in decided for check in entry.checks))
+    if not names:
+        return None
+    rows = []
+    for name in names:
+        cells = []
+        for entry in decided:
+            check = next((check for check in entry.checks if check[0] == name), None)
+            cells.append(
+                "–" if check is None else f"{'✓' if check[3] else '✗'} {figures.compact(check[1])}"
+            )
+        bound = next(c[2] for entry in decided for c in entry.checks if c[0] == name)
+        rows.append((name, figures.compact(bound), *cells))
+    return Table(
+        ("check", "bound", *(f"round {entry.number}" for entry in decided)),
+        rows,
+        "Promotion checks on held-out episodes: each bundle's value, and if it kept the bound.",
+    )
 
 
 def _command(group: Sequence[Actor], fallback: str) -> str:
@@ -350,7 +376,7 @@ def _rate(interval: Interval) -> str:
 
 
 def _effort(entry: Round) -> str:
-    parts = [] if entry.updates is None else [f"{entry.updates} updates"]
+    parts = [] if entry.updates is None else [f"{entry.updates} updates so far"]
     parts += [] if entry.seconds is None else [f"{entry.seconds:.0f} s"]
     return ", ".join(parts) or "–"
 

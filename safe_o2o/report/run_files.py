@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from safe_o2o import bundle
+from safe_o2o.errors import SafeO2OError
 from safe_o2o.report.intervals import Interval, wilson
 from safe_o2o.types import Array
 
@@ -151,18 +155,55 @@ class RunFiles:
         return columns, dropped
 
     def rounds(self) -> list[dict[str, Any]]:
-        """Entries of `<run>/rounds.json` or `<run>/finetune/rounds.json`, as written."""
+        """What the learner noted, one entry a round, by number under `index`.
+
+        `<run>/rounds.json` (or `finetune/rounds.json`) says when each round began and how it ended;
+        `<run>/finetune/round_*.json` adds updates, the candidate and the promotion checks.
+        """
         paths = (self.run_dir / "rounds.json", self.run_dir / "finetune" / "rounds.json")
         path = next((path for path in paths if path.exists()), paths[0])
         data = self.read_json(path)
         if isinstance(data, dict):
             data = data.get("rounds")
-        if data is None:
-            return []
-        if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
+        found: dict[int, dict[str, Any]] = {}
+        if isinstance(data, list) and all(isinstance(entry, dict) for entry in data):
+            for position, entry in enumerate(data):
+                found[int(entry.get("round", entry.get("index", position)))] = dict(entry)
+        elif data is not None:
             self.note(path, "is no list of rounds")
-            return []
-        return data
+        for path in sorted((self.run_dir / "finetune").glob("round_*.json")):
+            report = self.read_json(path)
+            digits = re.search(r"\d+", path.stem)
+            if not isinstance(report, dict) or digits is None:
+                continue
+            kept = {k: v for k, v in report.items() if k in ("promoted", "checks", "updates")}
+            entry = found.setdefault(int(digits[0]), {"refusal": report.get("refusal", "")})
+            entry.update(kept, candidate=report.get("bundle", ""))
+        return [{**entry, "index": number} for number, entry in sorted(found.items())]
+
+    def bundles(self) -> list[dict[str, Any]]:
+        """Manifests of `<run>/bundles/v*`, each with its folder's `name` and if it is `live`."""
+        folder = self.run_dir / "bundles"
+        try:
+            pointer = bundle.current(folder)
+        except SafeO2OError as error:
+            pointer = None
+            self.note(folder, error.what)
+        live = "" if pointer is None else pointer.version
+        found = []
+        for path in sorted(folder.glob("v*/manifest.json")):
+            manifest = self.read_json(path)
+            if isinstance(manifest, dict):
+                name = path.parent.name
+                found.append({**manifest, "name": name, "live": name == live})
+        return found
+
+    def checkpoint_sha256(self) -> tuple[str, str]:
+        """Name and SHA-256 of the newest offline checkpoint's file; empty where there is none."""
+        paths = sorted((self.run_dir / "checkpoints").glob("step_*.safetensors"))
+        if not paths:
+            return "", ""
+        return paths[-1].stem, hashlib.sha256(paths[-1].read_bytes()).hexdigest()
 
     def latency(self) -> dict[str, dict[str, float]]:
         """Stages with p50 and p99 of `<run>/deploy/latency.json` and `<run>/deploy/latency/*.json`.
