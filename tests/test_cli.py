@@ -248,7 +248,7 @@ def test_help_shows_the_fields_and_exits_0(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_named_class_brings_its_own_flags() -> None:
-    combined = parse.with_field(Arguments, "algo", Algo)
+    combined = parse.with_field(Arguments, "algo", Algo())
     read = parse.parse(combined, ["--data", "x", "--algo.expectile", "0.9"], verb="train a")
     assert read.algo == Algo(0.9) and read.data == Path("x") and isinstance(read, Arguments)
 

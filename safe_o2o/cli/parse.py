@@ -84,14 +84,29 @@ def take_name(argv: Sequence[str], kind: str, *, verb: str) -> tuple[str, list[s
     return name, list(argv[1:])
 
 
-def with_field(cls: type[Any], name: str, inner: type[Any]) -> type[Any]:
-    """A copy of a verb's dataclass with a nested config: `with_field(Train, "algo", FospConfig)`.
+def take_value(argv: Sequence[str], name: str) -> str | None:
+    """The value of `--name VALUE` or `--name=VALUE`, left in place; None where it is not given.
 
-    This is how `safe-o2o train fosp --algo.expectile 0.8` gets the flags of the class it names.
+    For a flag that decides which other flags there are.
+    """
+    flag = f"--{name}"
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def with_field(cls: type[Any], name: str, default: Any) -> type[Any]:
+    """A copy of a verb's dataclass with a nested config: `with_field(Train, "algo", FospConfig())`.
+
+    This is how `safe-o2o train fosp --algo.beta 3` gets the flags of the class it names, with the
+    values of a preset as defaults.
     """
     return dataclasses.make_dataclass(
         cls.__name__,
-        [(name, inner, dataclasses.field(default_factory=inner))],
+        [(name, type(default), dataclasses.field(default_factory=lambda: default))],
         bases=(cls,),
         namespace={"__doc__": cls.__doc__, "__module__": cls.__module__},
         frozen=True,
