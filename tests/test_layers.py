@@ -20,7 +20,17 @@ SOURCES = {
     "safe_o2o_hardware": ROOT / "hardware" / "safe_o2o_hardware",
     "safe_o2o_ros": ROOT / "ros2_ws" / "src" / "safe_o2o_ros" / "safe_o2o_ros",
 }
-GROUND = ("types", "interfaces", "spaces", "catalog", "config", "errors", "files", "bundle")
+GROUND = (
+    "types",
+    "interfaces",
+    "spaces",
+    "catalog",
+    "config",
+    "errors",
+    "files",
+    "bundle",
+    "lifecycle",
+)
 G = tuple(f"safe_o2o.{name}" for name in GROUND)
 
 # Longest prefix wins. A module may always import its own package.
