@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,10 +39,10 @@ __all__ = [
 class PromotionConfig:
     """Bounds of the promotion checks."""
 
-    min_steps: int = 100
-    """held-out steps below which nothing can be said"""
-    max_steps: int = 1000
-    """steps looked at: whole episodes from the first on, until there are so many"""
+    episodes: int = 10
+    """newest held-out episodes looked at"""
+    min_steps: int = 50
+    """steps in them below which nothing can be said"""
     max_disagreement: float = 0.6
     """mean |difference| of an action entry to the live bundle; from 0 to 2, and two independent
     uniform policies differ by 0.67"""
@@ -59,10 +59,9 @@ class PromotionConfig:
     """share of the policy period that p99 of a decision may take"""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_steps <= self.max_steps:
-            raise ConfigError(
-                f"needs 1 <= min_steps <= max_steps, got {self.min_steps} and {self.max_steps}"
-            )
+        for name in ("episodes", "min_steps"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("max_disagreement", "max_risk_increase", "max_cost_increase"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -70,8 +69,16 @@ class PromotionConfig:
             raise ConfigError(f"latency_share must be in (0, 1], got {self.latency_share}")
 
 
-class Check(NamedTuple):
-    """One claim and whether it holds."""
+@dataclass(frozen=True)
+class Check:
+    """One claim and whether it holds.
+
+    Attributes:
+        name: what was measured.
+        value: the figure; not finite where it could not be had.
+        bound: the largest allowed, for "held-out steps", "loads" and "finite outputs" the smallest.
+        passed: whether the figure is within its bound.
+    """
 
     name: str
     value: float
@@ -105,7 +112,7 @@ class PromotionReport:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready description; numbers that are not finite become None."""
-        rows = [check._asdict() for check in self.checks]
+        rows = [asdict(check) for check in self.checks]
         for row in rows:
             row["value"] = row["value"] if math.isfinite(row["value"]) else None
         return {
@@ -127,7 +134,7 @@ def promote(
     Args:
         candidate: the bundle that wants to go live.
         incumbent: the bundle that is live, None for the first one: nothing to compare with then.
-        episodes: held out from training.
+        episodes: held out from training, oldest first.
         config: the bounds.
 
     Raises:
@@ -135,7 +142,8 @@ def promote(
         DataError: an episode is damaged.
     """
     config = PromotionConfig() if config is None else config
-    kept, steps = _held_out(episodes, config.max_steps)
+    kept = list(episodes)[-config.episodes :]
+    steps = sum(len(episode) for episode in kept)
     checks = [_at_least("held-out steps", steps, config.min_steps)]
     if not checks[0].passed:
         return _report(checks, steps)
@@ -168,17 +176,6 @@ class _Replay:
     action: Array
     outputs: Mapping[str, Array]
     seconds: Array
-
-
-def _held_out(episodes: Sequence[Episode], max_steps: int) -> tuple[list[Episode], int]:
-    kept: list[Episode] = []
-    steps = 0
-    for episode in episodes:
-        if steps >= max_steps:
-            break
-        kept.append(episode)
-        steps += len(episode)
-    return kept, steps
 
 
 def _replay(policy: OnnxPolicy, episodes: Sequence[Episode]) -> _Replay:
