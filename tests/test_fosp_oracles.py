@@ -367,9 +367,7 @@ def test_t16_layer_norm() -> None:
     y = norm(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert y.tolist() == pytest.approx([-1.341104, -0.447035, 0.447035, 1.341104], abs=1e-6)
     activated = nn.functional.silu(y)
-    assert activated.tolist() == pytest.approx(
-        [-0.278049, -0.174373, 0.272662, 1.063055], abs=1e-6
-    )
+    assert activated.tolist() == pytest.approx([-0.278049, -0.174373, 0.272662, 1.063055], abs=1e-6)
 
 
 def test_t18_alignment() -> None:

@@ -35,7 +35,7 @@ class Arguments:
     out: Path
     episodes: int = 600
     task: str = "safe_reach"
-    variant: str = "default"
+    variant: str = "standard"
     behaviors: str = ",".join(MIXTURE)
     seed: int = 0
     workers: int = 2

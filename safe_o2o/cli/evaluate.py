@@ -44,7 +44,7 @@ class Arguments:
     name: str | None = None
     episodes: int = 100
     task: str = "safe_reach"
-    variant: str = "default"
+    variant: str = "standard"
     seed: int = 0
     workers: int = 2
 
@@ -111,16 +111,19 @@ def evaluate(
 
 def write(arguments: Arguments, result: Mapping[str, Any]) -> Path:
     """Write a result to `<out>/eval`, under its name and, unless it is the default, its variant."""
-    stem = str(result["name"])
-    if result["variant"] != "default":
-        stem += f"-{result['variant']}"
-    path = arguments.out / "eval" / f"{stem}.json"
+    path = result_path(arguments, str(result["name"]))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(error, path) from error
     write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
     return path
+
+
+def result_path(arguments: Arguments, name: str) -> Path:
+    """Where the result of an actor goes."""
+    stem = name if arguments.variant == "standard" else f"{name}-{arguments.variant}"
+    return arguments.out / "eval" / f"{stem}.json"
 
 
 def describe(result: Mapping[str, Any]) -> str:

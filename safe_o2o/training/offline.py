@@ -75,9 +75,7 @@ def make_replay(
     """The replay that an algorithm wants."""
     size = algorithm.config.batch_size
     if algorithm.wants == "transitions":
-        return TransitionReplay(
-            datasets, batch_size=size, seed=seed, cost_fraction=cost_fraction
-        )
+        return TransitionReplay(datasets, batch_size=size, seed=seed, cost_fraction=cost_fraction)
     return SequenceReplay(
         datasets,
         length=algorithm.config.sequence_length,

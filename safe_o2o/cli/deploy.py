@@ -1,0 +1,86 @@
+"""`safe-o2o deploy`: run a bundle on the twin through the safety filter, over ROS 2 where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safe_o2o.cli import console
+from safe_o2o.cli.parse import parse
+from safe_o2o.cli.seeds import episode_seeds
+from safe_o2o.runtime.deployment import DeployReport, deploy
+from safe_o2o.training.evaluate import summarize
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Run a policy on the twin until the run has so many recorded episodes.
+
+    Attributes:
+        run: the run's folder; episodes go to RUN/online, latencies to RUN/deploy/latency.json.
+        bundles: a bundle or a folder of versions (default: RUN/bundles).
+        episodes: recorded episodes wanted in all.
+        variant: scene variant.
+        speed: twin time per wall time; 1 is real time.
+        seed: which layouts; collected and evaluated episodes never share them.
+        ros: `yes` insists on the ROS graph, `no` on one process, `auto` takes what is there.
+    """
+
+    run: Path
+    bundles: Path | None = None
+    episodes: int = 10
+    variant: str = "standard"
+    speed: float = 1.0
+    seed: int = 0
+    ros: str = "auto"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Deploy, then say in one line what came of it."""
+    arguments = parse(Arguments, argv, verb="deploy")
+    with console.progress("deploying") as progress:
+        report = deploy(
+            arguments.run,
+            bundles=arguments.bundles or arguments.run / "bundles",
+            episodes=arguments.episodes,
+            variant=arguments.variant,
+            speed=arguments.speed,
+            seed=episode_seeds("online", arguments.seed, 1)[0],
+            ros=ros_choice(arguments.ros),
+            progress=progress,
+        )
+    print(describe(report))
+
+
+def ros_choice(text: str) -> bool | None:
+    """`yes`, `no` or `auto`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    from safe_o2o.errors import ConfigError
+
+    choices = {"yes": True, "no": False, "auto": None}
+    if text not in choices:
+        raise ConfigError(f"must be yes, no or auto, got {text!r}", where="--ros")
+    return choices[text]
+
+
+def describe(report: DeployReport) -> str:
+    """The one-line result."""
+    how = f"ROS 2 graph, {report.speed:.1f} x real time" if report.ros else "one process"
+    if report.cause:
+        how += f" ({report.cause})"
+    if not report.episodes:
+        return f"deployed over {how}: no episode recorded"
+    figures = summarize(list(report.episodes))
+    stages = [
+        f"{stage} {values['p50_ms']:.1f}/{values['p99_ms']:.1f}"
+        for stage, values in report.latency.items()
+    ]
+    return (
+        f"deployed over {how}: {figures['n']} episodes, success "
+        f"{100 * figures['success']['rate']:.0f} %, violation "
+        f"{100 * figures['violation']['rate']:.0f} %; p50/p99 in ms: {', '.join(stages) or '-'}"
+    )
