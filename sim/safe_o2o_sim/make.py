@@ -1,0 +1,37 @@
+"""One call from names to an environment: robot, camera, task, filter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safe_o2o import catalog
+from safe_o2o.runtime.robot_env import RobotEnv
+from safe_o2o.safety.filter import SafetyFilter
+
+
+def make_env(
+    task: str = "safe_reach",
+    variant: str = "standard",
+    robot: str = "pybullet_twin",
+    **settings: Any,
+) -> RobotEnv:
+    """The simulated environment of a task.
+
+    Args:
+        task: catalogue name of the task.
+        variant: scene variant of the task.
+        robot: catalogue name of the simulated robot.
+        settings: further fields of the task's config.
+
+    Raises:
+        UnknownNameError: no such task or robot.
+        ConfigError: no such variant, or a setting out of range.
+        MissingDependencyError: the simulator is not installed.
+    """
+    made: Any = catalog.load("task", task)
+    config = made.config_class(variant=variant, **settings)
+    body = catalog.load("robot", robot)()
+    camera = catalog.load("camera", "twin_camera")(config.image_size)
+    laid_out = made(body, camera, config)
+    certify = SafetyFilter.for_robot("panda", workspace=config.workspace, period=body.period)
+    return RobotEnv(body, laid_out, certify)

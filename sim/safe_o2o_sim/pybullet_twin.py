@@ -1,0 +1,207 @@
+"""The twin: a Franka Panda on a table in PyBullet, behind the same methods as the real arm.
+
+Obstacles are sensed, not felt: touching one is reported and costs, but exerts no force. So an
+episode with a violation goes on as the policy meant it, nothing is knocked over that the camera's
+copy of the scene would not know of, and an episode is the same bit for bit wherever it runs.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import numpy as np
+import pybullet
+
+from safe_o2o.lifecycle import Lifecycle, LifecycleState
+from safe_o2o.safety.kinematics import POSTURES, Kinematics
+from safe_o2o.types import Array, CertifiedCommand, RobotState
+from safe_o2o_sim.scene import (
+    ARM_JOINTS,
+    EMPTY,
+    FINGER_JOINTS,
+    Block,
+    SceneLayout,
+    add_block,
+    load_panda,
+    place_arm,
+)
+
+_TABLE = Block("box", (0.80, 1.40, 0.05), (0.60, 0.0), (0.2, 0.2, 0.2))
+_TORQUE = [87.0] * 4 + [12.0] * 3  # Nm
+_SERVO_GAIN = 0.5  # share of the position error that the drives take away within one tick
+_BODY_RADIUS = 0.15  # m: no point of the arm is farther from its chain of joint origins and tool
+_SENSING_RANGE = 0.20  # m: obstacles farther away than this are not looked at more closely
+
+
+class PybulletTwin:
+    """A simulated Panda in a physics world of its own. Time passes with each `write`.
+
+    The drives follow a command with a lag of about one tick.
+
+    Args:
+        period: control period, s.
+        substeps: physics steps a period.
+        continuous_clock: True lets the clock run on over `teleport`, as a graph of nodes needs it;
+            False starts it at zero, as reproducible episodes need it.
+    """
+
+    joint_names: tuple[str, ...] = tuple(f"panda_joint{i}" for i in range(1, 8))
+
+    def __init__(
+        self, period: float = 0.01, substeps: int = 1, *, continuous_clock: bool = False
+    ) -> None:
+        self.period, self.substeps, self.continuous_clock = period, substeps, continuous_clock
+        self.lifecycle = Lifecycle("pybullet twin")
+        self.layout = EMPTY
+        self._client: int | None = None
+        self._ticks = 0
+        # How far any point of the arm moves at most when the joints turn by dq: sum reach |dq|.
+        self._reach = Kinematics("panda").reach + _BODY_RADIUS
+
+    def connect(self) -> None:
+        """UNCONFIGURED -> INACTIVE: build the world, arm at its resting posture."""
+        self.lifecycle.require("connect", LifecycleState.UNCONFIGURED)
+        self._client = pybullet.connect(pybullet.DIRECT)
+        self.lifecycle.state = LifecycleState.INACTIVE
+        self._ticks = 0
+        self.teleport(np.asarray(POSTURES["panda"]))
+
+    def activate(self) -> None:
+        """INACTIVE -> ACTIVE."""
+        self.lifecycle.require("activate", LifecycleState.INACTIVE)
+        self.lifecycle.state = LifecycleState.ACTIVE
+
+    def deactivate(self) -> None:
+        """ACTIVE -> INACTIVE; the arm holds."""
+        self.lifecycle.require("deactivate", LifecycleState.ACTIVE)
+        self.lifecycle.state = LifecycleState.INACTIVE
+
+    def read(self) -> RobotState:
+        """The newest state. Raises `RobotStateError` when UNCONFIGURED."""
+        self.lifecycle.require_connected("read")
+        return RobotState(
+            q=self._q, dq=self._dq, q_command=self._q_command, stamp=self._ticks * self.period
+        )
+
+    def write(self, command: CertifiedCommand) -> None:
+        """Let one period pass under this set-point. Raises `RobotStateError` unless ACTIVE."""
+        self.lifecycle.require("write", LifecycleState.ACTIVE)
+        self._q_command = np.array(command.q, np.float64)
+        pybullet.setJointMotorControlArray(
+            self._arm,
+            ARM_JOINTS,
+            pybullet.POSITION_CONTROL,
+            targetPositions=self._q_command.tolist(),
+            forces=_TORQUE,
+            positionGains=self._gains,
+            physicsClientId=self._client,
+        )
+        for _ in range(self.substeps):
+            pybullet.stepSimulation(physicsClientId=self._client)
+        self._ticks += 1
+        before = self._q
+        self._measure()
+        if not self._touched:
+            self._sense(before)
+
+    def set_scene(self, layout: SceneLayout) -> None:
+        """Lay out obstacles and goal around the arm as it is; see `place`."""
+        self.lifecycle.require_connected("set the scene")
+        self.place(self._q, layout)
+
+    def teleport(self, q: Array) -> None:
+        """Be at rest at `q` `[7]`, rad, in the same scene; see `place`."""
+        self.place(q, self.layout)
+
+    def place(self, q: Array, layout: SceneLayout) -> None:
+        """Be at rest at `q` `[7]`, rad, in a scene, in a world built from nothing.
+
+        That is what makes an episode the same whatever ran before it.
+        """
+        self.lifecycle.require_connected("be placed")
+        self.layout = layout
+        self._build(np.asarray(q, np.float64))
+        if not self.continuous_clock:
+            self._ticks = 0
+        self._measure()
+        self._q_command = self._q
+        self._touched, self._clearance = False, 0.0
+        self._sense(self._q)
+
+    def take_contact(self) -> bool:
+        """Whether any part of the arm touched an obstacle since the last call."""
+        touched, self._touched = self._touched, False
+        return touched
+
+    def stop(self) -> None:
+        """Stop moving, from any state, without raising; an active arm becomes INACTIVE."""
+        if self.lifecycle.connected:
+            self.lifecycle.state = LifecycleState.INACTIVE
+            # Time passes with `write` alone: at rest here and now is what a stopped arm is.
+            place_arm(self._client or 0, self._arm, self._q)
+            self._measure()
+            self._q_command = self._q
+
+    def close(self) -> None:
+        """Any state -> UNCONFIGURED; idempotent."""
+        self.lifecycle.state = LifecycleState.UNCONFIGURED
+        if self._client is not None:
+            pybullet.disconnect(self._client)
+            self._client = None
+
+    def _build(self, q: Array) -> None:
+        client = self._client
+        assert client is not None
+        pybullet.resetSimulation(physicsClientId=client)
+        pybullet.setTimeStep(self.period / self.substeps, physicsClientId=client)
+        pybullet.setGravity(0.0, 0.0, -9.81, physicsClientId=client)
+        self._arm = load_panda(client, "collision")
+        table = add_block(client, _TABLE, "collision")
+        pybullet.resetBasePositionAndOrientation(
+            table,
+            (*_TABLE.position, -0.5 * _TABLE.size[2]),
+            (0.0, 0.0, 0.0, 1.0),
+            physicsClientId=client,
+        )
+        self._obstacles = [add_block(client, b, "collision") for b in self.layout.obstacles]
+        for body in self._obstacles:
+            pybullet.setCollisionFilterGroupMask(body, -1, 0, 0, physicsClientId=client)
+        # The same approach per tick for any number of substeps.
+        self._gains = [1.0 - (1.0 - _SERVO_GAIN) ** (1.0 / self.substeps)] * len(ARM_JOINTS)
+        place_arm(client, self._arm, q)
+        hold = dict(controlMode=pybullet.POSITION_CONTROL, physicsClientId=client)
+        for joint, value in zip(ARM_JOINTS, q.tolist(), strict=True):
+            pybullet.setJointMotorControl2(self._arm, joint, targetPosition=value, **hold)
+        for joint in FINGER_JOINTS:
+            pybullet.setJointMotorControl2(self._arm, joint, targetPosition=0.0, force=20.0, **hold)
+
+    def _measure(self) -> None:
+        states = pybullet.getJointStates(self._arm, ARM_JOINTS, physicsClientId=self._client)
+        self._q = np.array([state[0] for state in states])
+        self._dq = np.array([state[1] for state in states])
+
+    def _sense(self, before: Array) -> None:
+        """Note a touch; looks only when the arm may have come that far since the last look."""
+        self._clearance -= float(self._reach @ np.abs(self._q - before))
+        if self._clearance > 0.0:
+            return
+        nearest = _SENSING_RANGE
+        for body in self._obstacles:
+            found = pybullet.getClosestPoints(
+                self._arm, body, nearest, physicsClientId=self._client
+            )
+            nearest = min((point[8] for point in found), default=nearest)
+        self._touched = nearest <= 0.0
+        self._clearance = max(nearest, 0.0)
+
+    def __enter__(self) -> PybulletTwin:
+        self.connect()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

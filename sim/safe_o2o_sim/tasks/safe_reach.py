@@ -1,0 +1,155 @@
+"""SafeReach: bring the tool to the goal and touch no obstacle (FOSP's robot task, on the twin).
+
+Reward 1 when the tool reaches the goal, which ends the episode; cost 1 for every step in which any
+part of the arm touches an obstacle, which does not. The obstacles are known to the camera only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from safe_o2o.errors import ConfigError, RobotStateError
+from safe_o2o.runtime.cartesian import WORKSPACE, CartesianDelta
+from safe_o2o.spaces import ActionSpec, ArraySpec, ObservationSpec, Spec
+from safe_o2o.types import Array, Observation, Proposal, RobotState, Source
+from safe_o2o_sim.pybullet_twin import PybulletTwin
+from safe_o2o_sim.randomization import EpisodeLayout, require_variant, sample_layout
+from safe_o2o_sim.twin_camera import TwinCamera
+
+Corner = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class SafeReachConfig:
+    """What makes the task.
+
+    Attributes:
+        variant: scene variant (`randomization.VARIANTS`).
+        max_steps: policy steps after which an episode is cut off.
+        period: policy period, s.
+        max_delta: farthest that one action moves the tool along an axis, m.
+        tolerance: how near the tool must come to the point above the goal, m.
+        above: height of that point over the goal's top, m.
+        workspace: lowest and highest corner of the tool's box, m; action, filter and scene share
+            it.
+        image_size: height and width of the picture, pixels.
+    """
+
+    variant: str = "standard"
+    max_steps: int = 80
+    period: float = 0.2
+    max_delta: float = 0.02
+    tolerance: float = 0.04
+    above: float = 0.02
+    workspace: tuple[Corner, Corner] = WORKSPACE
+    image_size: int = 64
+
+    def __post_init__(self) -> None:
+        require_variant(self.variant)
+        for name in ("max_steps", "period", "max_delta", "tolerance", "image_size"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"must be positive, got {getattr(self, name)}", where=name)
+
+    def spec(self) -> Spec:
+        """What a policy of this task sees and does."""
+        size, delta = self.image_size, self.max_delta
+        pose = ("x", "y", "z", "sin_yaw", "cos_yaw")
+        return Spec(
+            ObservationSpec(
+                {
+                    "image": ArraySpec((size, size, 3), "uint8", "intensity", low=0.0, high=255.0),
+                    "tcp_pose": ArraySpec((5,), "float32", "m", names=pose),
+                }
+            ),
+            ActionSpec(("dx", "dy", "dz"), "m", (-delta,) * 3, (delta,) * 3, self.period),
+        )
+
+
+class SafeReach:
+    """The task on the twin.
+
+    Args:
+        twin: the arm; the task moves it to the start pose and lays out the scene.
+        camera: what `observe` sees; None where the camera lives in another process, which then
+            needs `layout.scene`.
+        config: see `SafeReachConfig`.
+    """
+
+    config_class = SafeReachConfig
+
+    def __init__(
+        self,
+        twin: PybulletTwin,
+        camera: TwinCamera | None = None,
+        config: SafeReachConfig | None = None,
+    ) -> None:
+        self.twin, self.camera = twin, camera
+        self.config = SafeReachConfig() if config is None else config
+        self.spec, self.max_steps = self.config.spec(), self.config.max_steps
+        self.cartesian = CartesianDelta(self.spec.action, workspace=self.config.workspace)
+        self._layout: EpisodeLayout | None = None
+        if camera is not None:
+            camera.connect()
+
+    @property
+    def layout(self) -> EpisodeLayout:
+        """The episode's layout: for the camera and for scripted behaviours, never for the filter.
+
+        Raises:
+            RobotStateError: no episode was started.
+        """
+        if self._layout is None:
+            raise RobotStateError(
+                "no episode was started", where="safe_reach", todo="call reset(seed) first"
+            )
+        return self._layout
+
+    @property
+    def target(self) -> Array:
+        """The point `[3]` that the tool is to reach, m."""
+        goal = self.layout.scene.goal
+        return np.array([*goal.position, goal.size[2] + self.config.above])
+
+    def reset(self, seed: int) -> None:
+        """Lay out a new episode; the same seed gives the same episode, bit for bit."""
+        self._layout = sample_layout(np.random.default_rng(seed), self.config.variant)
+        posture = self.cartesian.posture
+        q = self.cartesian.solve(np.array(self._layout.tool), posture, iterations=60)
+        self.twin.place(q, self._layout.scene)
+        if self.camera is not None:
+            self.camera.set_scene(self._layout.scene)
+
+    def observe(self, state: RobotState) -> Observation:
+        """The picture of the arm as measured, and its tool's pose.
+
+        Raises:
+            RobotStateError: the task was made without a camera.
+        """
+        if self.camera is None:
+            raise RobotStateError("has no camera of its own", where="safe_reach")
+        self.camera.follow(state.q, state.stamp)
+        image, _ = self.camera.read()
+        return self.cartesian.observe(state, image)
+
+    def proposal(
+        self, action: Array, state: RobotState, source: Source = Source.POLICY
+    ) -> Proposal:
+        """Joint targets for an action `[3]`; see `CartesianDelta.proposal`."""
+        return self.cartesian.proposal(action, state, source)
+
+    def executed_action(self, before: RobotState, after: RobotState) -> Array:
+        """The action `[3]` that the certified commands amounted to."""
+        return self.cartesian.executed_action(before, after)
+
+    def outcome(self) -> tuple[float, float, bool]:
+        """Reward, cost and `terminated` since the last call."""
+        tool = self.cartesian.position(self.twin.read().q)
+        reached = bool(np.linalg.norm(tool - self.target) <= self.config.tolerance)
+        return float(reached), float(self.twin.take_contact()), reached
+
+    def close(self) -> None:
+        """Release the camera; idempotent."""
+        if self.camera is not None:
+            self.camera.close()

@@ -1,0 +1,131 @@
+"""The twin's camera: its own copy of the scene, which follows the joint positions it is handed.
+
+It may live in another process than the twin; then no picture ever holds up the control loop.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pybullet
+
+from safe_o2o.errors import ConfigError, RobotStateError
+from safe_o2o.safety.kinematics import POSTURES
+from safe_o2o.types import Array
+from safe_o2o_sim.scene import (
+    EMPTY,
+    FINGER_JOINTS,
+    HAND_LINK,
+    Block,
+    SceneLayout,
+    add_block,
+    load_panda,
+    place_arm,
+)
+
+_TABLE = Block("box", (1.60, 2.00, 0.02), (0.30, 0.0), (0.15, 0.15, 0.17))
+_CLOTH = Block("box", (0.46, 0.62, 0.002), (0.50, 0.0), (0.92, 0.92, 0.89))
+_ARM, _HAND, _FINGERS = (0.80, 0.80, 0.82), (0.36, 0.40, 0.50), (0.10, 0.10, 0.12)
+
+
+class TwinCamera:
+    """A static third-person camera in front of the table, rendered by PyBullet's TinyRenderer.
+
+    Pictures are equal bit for bit across processes and runs.
+
+    Args:
+        size: height and width in pixels, or one number for both.
+        eye: where the camera is, in the robot's base frame, m.
+        target: the point in the middle of the picture, m.
+        fov: vertical field of view, degrees.
+
+    Raises:
+        ConfigError: a size is not positive.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int] = 64,
+        *,
+        eye: tuple[float, float, float] = (1.02, 0.0, 0.80),
+        target: tuple[float, float, float] = (0.515, 0.0, 0.06),
+        fov: float = 34.0,
+    ) -> None:
+        self.height, self.width = (size, size) if isinstance(size, int) else size
+        if not (self.height > 0 and self.width > 0):
+            raise ConfigError(f"size must be positive, got {size}", where="camera")
+        self._view = pybullet.computeViewMatrix(eye, target, (0.0, 0.0, 1.0))
+        aspect = self.width / self.height
+        self._projection = pybullet.computeProjectionMatrixFOV(fov, aspect, 0.05, 3.0)
+        self._client: int | None = None
+        self._layout = EMPTY
+        self._q: Array = np.asarray(POSTURES["panda"])
+        self._stamp = 0.0
+
+    def connect(self) -> None:
+        """Build the scene."""
+        if self._client is not None:
+            raise RobotStateError(
+                "cannot connect twice", where="twin camera", todo="call close() first"
+            )
+        client = self._client = pybullet.connect(pybullet.DIRECT)
+        self._arm = load_panda(client, "visual")
+        for link in range(-1, pybullet.getNumJoints(self._arm, physicsClientId=client)):
+            colour = _FINGERS if link in FINGER_JOINTS else _HAND if link == HAND_LINK else _ARM
+            pybullet.changeVisualShape(
+                self._arm, link, rgbaColor=[*colour, 1.0], physicsClientId=client
+            )
+        table = add_block(client, _TABLE, "visual")
+        depth = -0.5 * _TABLE.size[2] - 0.002  # just below the cloth
+        pybullet.resetBasePositionAndOrientation(
+            table, (*_TABLE.position, depth), (0.0, 0.0, 0.0, 1.0), physicsClientId=client
+        )
+        add_block(client, _CLOTH, "visual")
+        self._blocks: list[int] = []
+        self.set_scene(self._layout)
+        self.follow(self._q, self._stamp)
+
+    def set_scene(self, layout: SceneLayout) -> None:
+        """Show these obstacles and this goal from now on."""
+        self._layout = layout
+        if self._client is None:
+            return
+        # Newest first, so that the renderer's list is the same whatever stood there before.
+        while self._blocks:
+            pybullet.removeBody(self._blocks.pop(), physicsClientId=self._client)
+        for block in (*layout.obstacles, layout.goal):
+            self._blocks.append(add_block(self._client, block, "visual"))
+
+    def follow(self, q: Array, stamp: float = 0.0) -> None:
+        """Show the arm at joint positions `[7]`, rad, as read at `stamp`, s."""
+        self._q, self._stamp = q, stamp
+        if self._client is not None:
+            place_arm(self._client, self._arm, q)
+
+    def read(self) -> tuple[Array, float]:
+        """Render: image `[H, W, 3]` uint8 RGB and the stamp of what it shows, s.
+
+        Raises:
+            RobotStateError: the camera is not connected.
+        """
+        if self._client is None:
+            raise RobotStateError(
+                "cannot read while closed", where="twin camera", todo="call connect() first"
+            )
+        pixels = pybullet.getCameraImage(
+            self.width,
+            self.height,
+            self._view,
+            self._projection,
+            shadow=0,
+            flags=pybullet.ER_NO_SEGMENTATION_MASK,
+            renderer=pybullet.ER_TINY_RENDERER,
+            physicsClientId=self._client,
+        )[2]
+        image = np.asarray(pixels, np.uint8).reshape(self.height, self.width, 4)[:, :, :3]
+        return np.ascontiguousarray(image), self._stamp
+
+    def close(self) -> None:
+        """Release the scene; idempotent."""
+        if self._client is not None:
+            pybullet.disconnect(self._client)
+            self._client = None
