@@ -22,6 +22,7 @@ from safe_o2o.data.episode import Episode
 from safe_o2o.errors import DataError, SafeO2OError
 from safe_o2o.files import write_atomic
 from safe_o2o.report import episodes as ep
+from safe_o2o.report.closeup import CloseUp
 from safe_o2o.report.films import SPEED
 from safe_o2o.report.overlay import compose
 from safe_o2o.report.page import build_report
@@ -56,7 +57,8 @@ def arm(run: Path) -> bytes:
     """
     episode, title = choose(run)
     variant = f" · {episode.meta.variant}" if episode.meta.variant else ""
-    film = ep.film(episode, title, f"seed {episode.meta.seed}{variant}", None)
+    with CloseUp() as closeup:
+        film = ep.film(episode, title, f"seed {episode.meta.seed}{variant}", closeup)
     if film is None:
         raise DataError("holds no pictures", where=episode.path)
     frames, fps = compose(film), SPEED / episode.spec.action.period

@@ -212,11 +212,11 @@ def choose(episodes: Sequence[Episode], count: int) -> list[Episode]:
     return sorted(picked[:count], key=lambda e: e.path.name)
 
 
-def film(episode: Episode, title: str, subtitle: str, render: Render | None) -> Film | None:
+def film(episode: Episode, title: str, subtitle: str, render: Render) -> Film | None:
     """What an overlay shows of an episode; None where it holds no picture."""
     spec = episode.spec
     names = spec.observation.image_names
-    pictures = render(episode) if render is not None else None
+    pictures = render(episode)
     if pictures is None or len(pictures) != len(episode) + 1:
         if not names:
             return None

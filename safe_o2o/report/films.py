@@ -23,7 +23,7 @@ def films(
     before: tuple[str, Sequence[Episode]],
     after: tuple[str, Sequence[Episode]],
     scripted: Sequence[Episode],
-    render: ep.Render | None,
+    render: ep.Render,
     command: str,
 ) -> Section:
     """Section 5: episodes as films, by group, within the page's budget."""
@@ -65,7 +65,7 @@ def films(
 
 
 def _clip(
-    episode: Episode, title: str, note: str, render: ep.Render | None, kind: str, scripted: bool
+    episode: Episode, title: str, note: str, render: ep.Render, kind: str, scripted: bool
 ) -> Clip | None:
     outcome = "goal reached" if episode.success else "goal not reached"
     contacts = int((episode.array("cost") > 0).sum())

@@ -13,6 +13,7 @@ from safe_o2o.files import storage_error, write_atomic
 from safe_o2o.report import episodes as ep
 from safe_o2o.report import films, process, provenance, results, training
 from safe_o2o.report.blocks import Section
+from safe_o2o.report.closeup import CloseUp
 from safe_o2o.report.run_files import RunFiles
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -29,7 +30,8 @@ def build_report(
     Args:
         run_dir: the run's folder (`dataset`, `checkpoints`, `online`, `eval`, `deploy`, ...).
         out: the file to write; `<run_dir>/report.html` by default.
-        render: makes larger pictures of an episode for the films; the recorded ones by default.
+        render: makes larger pictures of an episode for the films, None where it cannot. By default
+            the twin's camera, where it is installed; else the recorded pictures are shown.
 
     Returns:
         Path of the page.
@@ -48,6 +50,16 @@ def build_report(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(error, out.parent) from error
+    if render is None:
+        with CloseUp() as closeup:
+            page = _page(run_dir, closeup)
+    else:
+        page = _page(run_dir, render)
+    write_atomic(out, page.encode())
+    return out
+
+
+def _page(run_dir: Path, render: ep.Render) -> str:
     files = RunFiles(run_dir)
     facts = files.facts()
     command = provenance.stage_command(facts, str(run_dir))
@@ -80,16 +92,14 @@ def build_report(
         sections.insert(
             4, training.training(tuned, command("finetune"), slug="tuning", title=title)
         )
-    page = _render(run_dir, facts, results.cards(actors, rounds), sections)
-    write_atomic(out, page.encode())
-    return out
+    return _render(run_dir, facts, results.cards(actors, rounds), sections)
 
 
 def _films(
     offline: list[Any],
     online: list[Any],
     rounds: list[ep.Round],
-    render: ep.Render | None,
+    render: ep.Render,
     command: str,
 ) -> Section:
     acted = [r for r in rounds if r.n]
