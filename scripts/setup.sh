@@ -18,7 +18,7 @@ TORCH=2.13.0                            # the same as in requirements/constraint
 CPU_INDEX=https://download.pytorch.org/whl/cpu
 NEEDS_MB=6000                           # the environment (2.5 GB), pip's copies on the way, and a run
 
-say() { printf 'setup: %s\n' "$*"; }
+say() { printf 'setup: %s\n' "$*" >&2; }  # stdout belongs to what runs afterwards
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
 # consent QUESTION: 0 if the user, or the environment, agrees.

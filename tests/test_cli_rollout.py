@@ -199,4 +199,4 @@ def test_a_maker_refuses_what_the_catalogue_does_not_know() -> None:
     with pytest.raises(UnknownNameError):
         actors.BehaviorMaker(("expert", "nobody"))
     with pytest.raises(UnknownNameError):
-        actors.SceneMaker("nothing", "default")
+        actors.SceneMaker("nothing", "standard")

@@ -61,7 +61,7 @@ def test_without_consent_it_names_the_line_to_run_and_changes_nothing(checkout: 
     python_without_venv(checkout)
     done = setup(checkout, SAFE_O2O_PYTHON="python3")
     assert done.returncode != 0
-    assert f"apt-get install -y --no-install-recommends python{VERSION}-venv" in done.stdout
+    assert f"apt-get install -y --no-install-recommends python{VERSION}-venv" in done.stderr
     assert not (checkout / "apt.log").exists()
     assert not (checkout / ".venv").exists()
 
