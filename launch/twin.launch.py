@@ -22,7 +22,7 @@ GRAPH = yaml.safe_load((FOLDER / "graphs" / "twin.yaml").read_text())
 ARGUMENTS = {
     "bundles": ("", "folder of versioned policy bundles, or one bundle (absolute path)"),
     "run_dir": ("runs/ros", "where episodes, latency and logs of this run go"),
-    "variant": ("hard", "scene variant of the task"),
+    "variant": ("standard", "scene variant of the task"),
     "speed": ("1.0", "twin time per wall time"),
     "first_seed": ("0", "seed of the first layout"),
     "episodes": ("0", "episodes to run; 0 goes on until stopped"),

@@ -42,6 +42,10 @@ OURS: dict[str, tuple[str, ...]] = {
     "safe_o2o.algorithms": (*G, "safe_o2o.data", "safe_o2o.nets"),
     "safe_o2o.runtime": (*G, "safe_o2o.safety", "safe_o2o.data"),
     "safe_o2o.training": (*G, "safe_o2o.data", "safe_o2o.nets", "safe_o2o.algorithms"),
+    # What was learned between two rounds leaves as a bundle.
+    "safe_o2o.training.finetune": (
+        *(*G, "safe_o2o.data", "safe_o2o.nets", "safe_o2o.algorithms", "safe_o2o.export"),
+    ),
     # A promotion tries the bundle with the very code that will run it.
     "safe_o2o.training.promotion": (*G, "safe_o2o.data", "safe_o2o.runtime.onnx_policy"),
     "safe_o2o.export": (*G, "safe_o2o.data", "safe_o2o.nets", "safe_o2o.algorithms"),
@@ -52,6 +56,8 @@ OURS: dict[str, tuple[str, ...]] = {
     "safe_o2o_sim.tasks": (*G, "safe_o2o.safety", "safe_o2o.runtime.cartesian"),
     "safe_o2o_hardware": (*G, "safe_o2o.safety"),
     "safe_o2o_ros": (*G, "safe_o2o.safety", "safe_o2o.data.recorder", "safe_o2o.runtime"),
+    # The twin's camera only: it builds its own copy of the scene.
+    "safe_o2o_ros.camera_node": (*G, "safe_o2o.runtime", "safe_o2o_sim"),
     "safe_o2o_ros.learner_node": (
         *(*G, "safe_o2o.safety", "safe_o2o.data", "safe_o2o.runtime"),
         *("safe_o2o.training", "safe_o2o.export"),
@@ -61,6 +67,7 @@ OURS: dict[str, tuple[str, ...]] = {
 # Third party -> where it may stand. What is not listed here is free.
 TORCH = (
     *("safe_o2o.nets", "safe_o2o.algorithms", "safe_o2o.training", "safe_o2o.export"),
+    "safe_o2o.cli.train",
     *(f"safe_o2o.data.{n}" for n in ("batch", "dataset", "replay", "mixture", "statistics")),
 )
 THEIRS: dict[str, tuple[str, ...]] = {

@@ -67,6 +67,7 @@ class DeployConfig:
 
     Attributes:
         bundles: folder of versioned bundles, or one bundle.
+        task: catalogue name of the task.
         episodes: committed episodes wanted in the run, without a learner.
         rounds: rounds of online learning; with a learner, `rounds * episodes_per_round` episodes.
         episodes_per_round: episodes before each fine-tuning.
@@ -82,10 +83,11 @@ class DeployConfig:
     """
 
     bundles: Path
+    task: str = "safe_reach"
     episodes: int = 10
     rounds: int = 0
     episodes_per_round: int = 10
-    variant: str = "hard"
+    variant: str = "standard"
     speed: float = 6.0
     seed: int = 0
     learner: bool = False
@@ -127,7 +129,7 @@ def deploy(
     episodes: int = 10,
     rounds: int = 0,
     episodes_per_round: int = 10,
-    variant: str = "hard",
+    variant: str = "standard",
     speed: float = 6.0,
     seed: int = 0,
     ros: bool | None = None,
@@ -180,7 +182,9 @@ def deploy(
         else:
             from safe_o2o.runtime.local_deployment import run_in_process
 
-            run_in_process(run_dir, config, progress=progress)
+            run_in_process(
+                run_dir, config, first_seed=next_seed(run_dir, config.seed), progress=progress
+            )
     cause = "" if ros is not False and not missing else (missing or "asked for one process")
     return read_report(run_dir, cause=cause, wall=time.perf_counter() - start, note=note.learner)
 
@@ -210,6 +214,7 @@ def graph_parameters(
     done = count_episodes(run_dir)
     ours: dict[str, dict[str, Any]] = {
         "robot_node": {
+            "task": config.task,
             "variant": config.variant,
             "first_seed": next_seed(run_dir, config.seed),
             "speed": float(config.speed),

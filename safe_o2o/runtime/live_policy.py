@@ -1,51 +1,39 @@
 """The policy that acts now, and the bundle that acts next: swapped between episodes, never in one.
 
-`<bundles>/current.json` names the promoted version, `{"bundle": "v000003"}`; whoever promotes
-writes it atomically. Without it the newest version counts, as after a plain export. A bundle that
-does not load, or belongs to another task, is refused once and the last good one goes on.
+A bundle that does not load, was changed after its promotion, or belongs to another task is refused
+once, and the last good one goes on acting.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 
+from safe_o2o.bundle import MANIFEST, POINTER, current
 from safe_o2o.errors import BundleError, SafeO2OError
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from safe_o2o.spaces import Spec
 
-CURRENT = "current.json"
-_VERSION = re.compile(r"v\d{6}")
 
-
-def current_bundle(bundles: str | Path) -> Path:
-    """The bundle that should act.
+def promoted_bundle(bundles: str | Path) -> Path:
+    """The bundle that an actor may load.
 
     Args:
-        bundles: one bundle (it has a manifest), or a folder of versions.
+        bundles: one bundle (it has a manifest), or a folder of versions with its pointer.
 
     Raises:
-        BundleError: there is none, or `current.json` is damaged or names none.
+        BundleError: none was promoted, or the pointer is damaged, or its bundle was changed.
     """
     folder = Path(bundles)
-    if (folder / "manifest.json").exists():
+    if (folder / MANIFEST).exists():
         return folder
-    current = folder / CURRENT
-    try:
-        name = str(json.loads(current.read_text())["bundle"])
-    except FileNotFoundError:
-        versions = sorted(p.name for p in folder.glob("v*") if _VERSION.fullmatch(p.name))
-        if not versions:
-            raise BundleError(
-                "has no policy bundle", where=folder, todo="make one with `safe-o2o export`"
-            ) from None
-        name = versions[-1]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"is damaged ({error})", where=current) from error
-    if not _VERSION.fullmatch(name) or not (folder / name).is_dir():
-        raise BundleError(f"names {name!r}, which is not there", where=current)
-    return folder / name
+    pointer = current(folder)
+    if pointer is None:
+        raise BundleError(
+            "holds no promoted policy bundle",
+            where=folder,
+            todo="make one with `safe-o2o export`, or name one version's folder",
+        )
+    return pointer.directory
 
 
 class LivePolicy:
@@ -61,16 +49,18 @@ class LivePolicy:
         refused: why other versions were refused, by name.
 
     Raises:
-        BundleError: no bundle loads.
-        SpecMismatchError: it belongs to another task.
+        BundleError: no bundle was promoted, it does not load, or it belongs to another task.
     """
 
     def __init__(self, bundles: str | Path, expect: Spec | None = None) -> None:
         self.bundles, self.expect = Path(bundles), expect
         self.refused: dict[str, str] = {}
-        path = current_bundle(self.bundles)
-        self.policy = OnnxPolicy.load(path, expect=expect)
-        self.version = path.name
+        self.policy = OnnxPolicy.load(promoted_bundle(self.bundles), expect)
+
+    @property
+    def version(self) -> str:
+        """Name of the acting bundle."""
+        return self.policy.version
 
     def require(self, spec: Spec) -> None:
         """From now on only bundles of this spec will do, the acting one included.
@@ -87,16 +77,27 @@ class LivePolicy:
         Never raises for a bad bundle: it is noted in `refused`, and the acting policy stays.
         """
         try:
-            path = current_bundle(self.bundles)
+            path = promoted_bundle(self.bundles)
         except SafeO2OError as error:
-            self.refused[CURRENT] = str(error)
+            self.refused[POINTER] = str(error)
             return False
+        self.refused.pop(POINTER, None)
         if path.name == self.version or path.name in self.refused:
             return False
         try:
-            policy = OnnxPolicy.load(path, expect=self.expect)
+            self.policy = OnnxPolicy.load(path, self.expect)
         except SafeO2OError as error:
             self.refused[path.name] = str(error)
             return False
-        self.policy, self.version = policy, path.name
         return True
+
+    def figures(self) -> dict[str, float]:
+        """What else the graph said at the last decision: risk, values; one number each."""
+        out: dict[str, float] = {}
+        for name, array in self.policy.last_outputs.items():
+            row = array[0].reshape(-1)
+            if row.size == 1:
+                out[name] = float(row[0])
+            else:
+                out |= {f"{name}.{i}": float(value) for i, value in enumerate(row[:8])}
+        return out

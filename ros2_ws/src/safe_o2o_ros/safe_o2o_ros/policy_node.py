@@ -1,5 +1,4 @@
-"""The policy: one decision for every instant at which the robot is ready for one; drives the
-episodes.
+"""The policy: one decision whenever the robot is ready for one; drives the episodes.
 
 A decision needs picture, joint states, last certified command and task status of one and the same
 instant. What it publishes is a proposal; the robot's side decides what becomes of it. Between
@@ -184,12 +183,13 @@ class PolicyNode(GuardedNode):
         self.latency.add("image_age_twin", max(0.0, self._newest_stamp - status.stamp))
         with self.latency.time("inference"):
             batch = {name: array[None] for name, array in obs.items()}
-            action, self.carry = self.live.policy.act(batch, self.carry, self.config.deterministic)
+            chunk, self.carry = self.live.policy.act(batch, self.carry, self.config.deterministic)
+        action = chunk[0, 0] if chunk.ndim == 3 else chunk[0]  # of a chunk, the first is executed
         with self.latency.time("ik"):
-            proposal = self.cartesian.proposal(action[0], state)
+            proposal = self.cartesian.proposal(action, state)
         self._proposals.publish(proposal_to_msg(proposal))
         self._asked, self._asked_at = status.stamp, time.monotonic()
-        self._publish_output(status, action[0], "decision")
+        self._publish_output(status, action, "decision")
         self.step_count += 1
 
     def _is_early(self, status: TaskStatus) -> bool:
@@ -215,7 +215,7 @@ class PolicyNode(GuardedNode):
             step=self.step_count,
             event=event,
             action=tuple(float(entry) for entry in np.ravel(action)),
-            outputs={} if ended else self.live.policy.last_outputs,
+            outputs={} if ended else self.live.figures(),
             bundle=self.live.version,
             round=self._recorded // per_round if per_round else 0,
             truncated=ended and not status.terminated,
@@ -289,9 +289,12 @@ class PolicyNode(GuardedNode):
             if answer is not None and answer.success:
                 self._recorder_ready = True
                 self._enter("run")
-        elif self._future is None and self._ready.service_is_ready():
-            if self._outputs.get_subscription_count() > 0:
-                self._future = self._ready.call_async(Trigger.Request())
+        elif (
+            self._future is None
+            and self._ready.service_is_ready()
+            and self._outputs.get_subscription_count() > 0
+        ):
+            self._future = self._ready.call_async(Trigger.Request())
 
     def _episode_done(self, committed: bool) -> None:
         self.done += committed
@@ -306,8 +309,7 @@ class PolicyNode(GuardedNode):
         self._asked, self._asked_at = -1.0, 0.0
         if episode >= 0:
             self._recorded = count_episodes(self.config.run_dir) if self.config.run_dir else 0
-            if hasattr(self.live.policy, "seed"):
-                self.live.policy.seed(seed)
+            self.live.policy.seed(seed)
             self.carry = self.live.policy.initial_carry(1)
 
     def _enter(self, phase: str) -> None:
