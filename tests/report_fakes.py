@@ -132,7 +132,7 @@ def make_online(run: Path) -> None:
                 provenance={"bundle": bundle},
             )
     entries = [
-        {"index": i, "episodes": 10 * (i + 1), "bundle": b, "refusal": r, "seconds": 11.3}
+        {"index": i, "episodes": 10 * (i + 1) + i % 2, "bundle": b, "refusal": r, "seconds": 11.3}
         for i, (b, r) in enumerate(
             [
                 ("v000002", ""),
@@ -142,6 +142,14 @@ def make_online(run: Path) -> None:
             ]
         )
     ]
+    (run / "deploy").mkdir()
+    with (run / "deploy" / "episodes.jsonl").open("w") as file:
+        for i, episode in enumerate(dataset):
+            risk = np.linspace(0.05, 0.9, len(episode)).tolist()
+            outputs = [{"risk": value, "q_cost": 0.0} for value in risk]
+            line = {"round": i // 10, "speed": 5.9, "outputs": outputs}
+            file.write(json.dumps({"episode": episode.path.name, **line}) + "\n")
+        file.write('{"episode": "episode_0000')
     (run / "rounds.json").write_text(json.dumps({"rounds": entries}))
 
 
@@ -220,7 +228,6 @@ def make_run(run: Path) -> Path:
     make_metrics(run / "checkpoints" / "metrics.jsonl")
     make_eval(run)
     make_bundles(run)
-    (run / "deploy").mkdir()
     stages = dict(
         camera=(7.1, 11.8, 19),
         policy=(3.2, 6.4, 9.8),

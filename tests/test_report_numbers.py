@@ -165,6 +165,10 @@ def test_rounds_from_episodes_and_decisions(tmp_path) -> None:
     assert [r.promoted for r in rounds] == [True, False, None]
     assert rounds[0].candidate == "v000002" and rounds[1].reason == "worse on held-out"
     assert [r.bundles for r in rounds] == [("v000001",), ("v000002",), ("v000003",)]
+    lines = {"episode_000000.safetensors": {"round": 4}}  # what the recorder noted wins
+    assert [(r.number, r.n) for r in ep.rounds(episodes, decisions, lines)] == [
+        (0, 1), (1, 2), (2, 1), (4, 1),
+    ]  # fmt: skip
     said = Dataset.create(tmp_path / "said", SPEC, task="safe_reach")
     for i in range(2):
         provenance = {"round": 3 + i, "bundle": 7}
@@ -172,6 +176,25 @@ def test_rounds_from_episodes_and_decisions(tmp_path) -> None:
     assert [(r.number, r.bundles) for r in ep.rounds(list(said), [])] == [
         (3, ("v000007",)), (4, ("v000007",)),
     ]  # fmt: skip
+
+
+def test_risk_is_shown_only_where_it_was_recorded_throughout(tmp_path) -> None:
+    dataset = Dataset.create(tmp_path / "d", SPEC, task="safe_reach")
+    add_episode(dataset, 0, success=True, violation=False, behavior="x")
+    episode = dataset[0]
+    risk = np.linspace(0, 1, len(episode)).tolist()
+
+    def shown(outputs):
+        lines = {episode.path.name: {"outputs": outputs}}
+        film = ep.film(episode, "", "", lambda _: None, lines)
+        assert film is not None
+        return film.risk
+
+    got = shown([{"risk": value, "q": 1.0} for value in risk])
+    np.testing.assert_allclose(got, risk)
+    assert shown([{"risk": value} for value in risk[:-1]]) is None
+    assert shown([{"risk": float("nan")} for _ in risk]) is None
+    assert shown([{} for _ in risk]) is None
 
 
 def test_films_are_chosen_by_rule(tmp_path) -> None:

@@ -58,6 +58,7 @@ def test_every_section_has_its_content(page) -> None:
     assert "safe-o2o evaluate random --out runs/demo" in section(page, "evaluation")
     online = section(page, "online")
     assert "50% (24–76)" in online and "100% (72–100)" in online  # Wilson for 5 and 10 of 10
+    assert "clock ran at up to 5.9 times real time" in online
     assert "✗ refused" in online and "held-out loss rose" in online and "v000004" in online
     assert "mean disagreement 0.6 ✓ 0.21 ✓ 0.34 ✗ 0.72 ✓ 0.3" in online
     assert "75 updates so far" in online and "300 updates so far" in online

@@ -39,7 +39,9 @@ def choose(run: Path) -> tuple[Episode, str]:
         DataError: the run has no clean success.
     """
     files = RunFiles(run)
-    rounds = [r for r in ep.rounds(ep.load(files, "online"), files.rounds()) if r.n]
+    rounds = [
+        r for r in ep.rounds(ep.load(files, "online"), files.rounds(), files.episode_lines()) if r.n
+    ]
     candidates = [(e, "fine-tuned policy") for r in rounds[-1:] for e in r.episodes]
     if (run / "dataset").is_dir():
         candidates += [(e, e.meta.behavior) for e in Dataset(run / "dataset")]

@@ -20,6 +20,8 @@ from safe_o2o.report.overlay import Film
 from safe_o2o.report.run_files import RunFiles
 from safe_o2o.types import Array
 
+Lines = Mapping[str, Mapping[str, Any]]
+"""Lines of `deploy/episodes.jsonl` by the episode's file name."""
 Render = Callable[[Episode], "Array | None"]
 """Larger pictures `[T + 1, H, W, 3]` of an episode, or None where they cannot be made."""
 
@@ -118,8 +120,15 @@ def bundle_of(episode: Episode) -> str:
     return match[0] if match else ""
 
 
-def rounds(episodes: Sequence[Episode], decisions: Sequence[Mapping[str, Any]]) -> list[Round]:
+def rounds(
+    episodes: Sequence[Episode],
+    decisions: Sequence[Mapping[str, Any]],
+    lines: Lines | None = None,
+) -> list[Round]:
     """Rounds from the episodes on disk (counts) and from the learner's decisions (reasons).
+
+    An episode belongs to the round that its line of `deploy/episodes.jsonl` or its provenance says,
+    else to the one whose learner was the first to see it.
 
     A decision is an entry of `rounds.json`: `index` (or `round`), `episodes` (committed when the
     learner began), `bundle`, and `refusal` (or `promoted` and `reason`).
@@ -127,7 +136,7 @@ def rounds(episodes: Sequence[Episode], decisions: Sequence[Mapping[str, Any]]) 
     decided = {int(d.get("round", d.get("index", i))): d for i, d in enumerate(decisions)}
     members: dict[int, list[Episode]] = {}
     for position, episode in enumerate(episodes):
-        members.setdefault(_round_of(episode, position, decided), []).append(episode)
+        members.setdefault(_round_of(episode, position, decided, lines or {}), []).append(episode)
     found = []
     for number in sorted(members.keys() | decided.keys()):
         group, entry = members.get(number, []), decided.get(number, {})
@@ -164,9 +173,11 @@ def _check(check: Any) -> tuple[str, float, float, bool]:
     return str(name), math.nan if value is None else float(value), float(bound), bool(passed)
 
 
-def _round_of(episode: Episode, position: int, decided: Mapping[int, Mapping[str, Any]]) -> int:
-    """The round that an episode says, else the one whose learner saw it first."""
-    said = episode.meta.provenance.get("round")
+def _round_of(
+    episode: Episode, position: int, decided: Mapping[int, Mapping[str, Any]], lines: Lines
+) -> int:
+    line = lines.get(episode.path.name, {})
+    said = line.get("round", episode.meta.provenance.get("round"))
     if isinstance(said, int):
         return said
     for number in sorted(decided):
@@ -212,7 +223,9 @@ def choose(episodes: Sequence[Episode], count: int) -> list[Episode]:
     return sorted(picked[:count], key=lambda e: e.path.name)
 
 
-def film(episode: Episode, title: str, subtitle: str, render: Render) -> Film | None:
+def film(
+    episode: Episode, title: str, subtitle: str, render: Render, lines: Lines | None = None
+) -> Film | None:
     """What an overlay shows of an episode; None where it holds no picture."""
     spec = episode.spec
     names = spec.observation.image_names
@@ -221,10 +234,6 @@ def film(episode: Episode, title: str, subtitle: str, render: Render) -> Film | 
         if not names:
             return None
         pictures = episode.array(f"obs.{names[0]}")
-    risk = episode.array("risk") if "risk" in episode.names else None
-    recorded = episode.meta.provenance.get("risk")
-    if risk is None and isinstance(recorded, list) and len(recorded) == len(episode):
-        risk = np.asarray(recorded, np.float64)
     return Film(
         title=title,
         subtitle=subtitle,
@@ -239,8 +248,18 @@ def film(episode: Episode, title: str, subtitle: str, render: Render) -> Film | 
         cost=episode.array("cost"),
         success=episode.success,
         stamp=episode.array("stamp"),
-        risk=risk,
+        risk=_risk(episode, lines or {}),
     )
+
+
+def _risk(episode: Episode, lines: Lines) -> Array | None:
+    """The predicted risk at each step `[T]`, None unless it was recorded for all of them."""
+    outputs = lines.get(episode.path.name, {}).get("outputs", [])
+    values = [out.get("risk") for out in outputs if isinstance(out, Mapping)]
+    if len(values) < len(episode) or not all(isinstance(v, (int, float)) for v in values):
+        return None
+    risk = np.asarray(values[: len(episode)], np.float64)
+    return risk if np.isfinite(risk).all() else None
 
 
 def content_hash(files: RunFiles, folder: str) -> str:

@@ -24,6 +24,7 @@ def films(
     after: tuple[str, Sequence[Episode]],
     scripted: Sequence[Episode],
     render: ep.Render,
+    lines: ep.Lines,
     command: str,
 ) -> Section:
     """Section 5: episodes as films, by group, within the page's budget."""
@@ -46,7 +47,7 @@ def films(
         clips: list[Clip] = []
         chosen = list(members) if members is scripted else ep.choose(members, count)
         for episode in chosen[:count]:
-            clip = _clip(episode, title, note, render, kind, members is scripted)
+            clip = _clip(episode, title, note, render, lines, kind, members is scripted)
             if clip is None:
                 continue
             size = (len(clip.uri) + len(clip.poster)) * 3 // 4
@@ -65,7 +66,13 @@ def films(
 
 
 def _clip(
-    episode: Episode, title: str, note: str, render: ep.Render, kind: str, scripted: bool
+    episode: Episode,
+    title: str,
+    note: str,
+    render: ep.Render,
+    lines: ep.Lines,
+    kind: str,
+    scripted: bool,
 ) -> Clip | None:
     outcome = "goal reached" if episode.success else "goal not reached"
     contacts = int((episode.array("cost") > 0).sum())
@@ -73,7 +80,9 @@ def _clip(
     name = episode.path.stem.replace("_", " ")
     subtitle = episode.meta.behavior if scripted else note
     heading = episode.meta.behavior if scripted else title.lower()
-    film = ep.film(episode, heading, f"{name} · seed {episode.meta.seed}", render)
+    film = ep.film(
+        episode, heading, f"{name} · seed {episode.meta.seed}", render, {} if scripted else lines
+    )
     if film is None:
         return None
     period = episode.spec.action.period

@@ -64,20 +64,23 @@ def _page(run_dir: Path, render: ep.Render) -> str:
     facts = files.facts()
     command = provenance.stage_command(facts, str(run_dir))
     offline, online = ep.load(files, "dataset"), ep.load(files, "online")
-    rounds = ep.rounds(online, files.rounds())
+    realtime, lines = ep.load(files, "realtime/online"), files.episode_lines()
+    rounds = ep.rounds(online, files.rounds(), lines)
     actors = results.cast(files.actors())
 
     sections = [
         results.headline(actors, command("evaluate")),
         training.training(files.metrics("checkpoints"), command("train")),
         results.evaluation(actors, command("evaluate")),
-        results.online(rounds, command("finetune")),
-        _films(offline, online, rounds, render, command("finetune")),
+        results.online(rounds, _speed(lines), command("finetune")),
+        _films(offline, rounds, render, lines, command("finetune")),
         process.filtering(
-            _filter_records(offline, online), actors, command("finetune" if online else "collect")
+            _filter_records(offline, online, realtime),
+            actors,
+            command("finetune" if online else "collect"),
         ),
         process.bundles(files.bundles(), command("export")),
-        process.latency(files.latency(), _control_period(facts), command("deploy")),
+        process.latency(*_latency(files), _control_period(facts), command("deploy")),
     ]
     step, checkpoint = files.checkpoint_sha256()
     hashes = {
@@ -97,9 +100,9 @@ def _page(run_dir: Path, render: ep.Render) -> str:
 
 def _films(
     offline: list[Any],
-    online: list[Any],
     rounds: list[ep.Round],
     render: ep.Render,
+    lines: ep.Lines,
     command: str,
 ) -> Section:
     acted = [r for r in rounds if r.n]
@@ -112,11 +115,24 @@ def _films(
             note += f", bundle {entry.bundles[-1]}"
         groups.append((note, members))
     scripted = [group[0] for group in ep.by_behavior(offline).values()]
-    return films.films(groups[0], groups[1], scripted, render, command)
+    return films.films(groups[0], groups[1], scripted, render, lines, command)
 
 
-def _filter_records(offline: list[Any], online: list[Any]) -> list[ep.FilterRecord]:
-    groups = [("online", online)]
+def _latency(files: RunFiles) -> tuple[dict[str, dict[str, float]], bool]:
+    """The stages, and whether the twin's clock ran in real time while they were measured."""
+    found = files.latency("realtime/deploy")
+    return (found, True) if found else (files.latency("deploy"), False)
+
+
+def _speed(lines: ep.Lines) -> float | None:
+    speeds = [line.get("speed") for line in lines.values()]
+    return max((float(s) for s in speeds if isinstance(s, (int, float)) and s > 0), default=None)
+
+
+def _filter_records(
+    offline: list[Any], online: list[Any], realtime: list[Any]
+) -> list[ep.FilterRecord]:
+    groups = [("online", online), ("real time", realtime)]
     groups += [(f"data: {name}", members) for name, members in ep.by_behavior(offline).items()]
     found = (ep.filter_record(label, members) for label, members in groups)
     return [record for record in found if record is not None]

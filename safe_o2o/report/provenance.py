@@ -21,7 +21,7 @@ def provenance(
         section.blocks.append(
             Missing("No run.json: configuration and machine are unknown.", command)
         )
-    stages = facts.get("stages", facts.get("durations", {}))
+    stages = facts.get("stages", facts.get("seconds", {}))
     section.blocks += _stages(stages)
     simple = {k: v for k, v in facts.items() if isinstance(v, (str, int, float)) and v != ""}
     seeds, machine = facts.get("seeds"), facts.get("machine")
@@ -37,7 +37,7 @@ def provenance(
     if isinstance(versions, Mapping) and versions:
         text = "\n".join(f"{name:<28}{value}" for name, value in sorted(versions.items()))
         section.blocks.append(Listing(f"Package versions ({len(versions)})", text))
-    shown = {"stages", "durations", "machine", "seeds", "hashes", "versions", "packages"}
+    shown = {"stages", "seconds", "machine", "seeds", "hashes", "versions", "packages"}
     for key, value in facts.items():
         if key in shown or key in simple or value in (None, "", [], {}):
             continue
@@ -113,17 +113,16 @@ def stage_command(facts: Mapping[str, Any], run: str) -> Callable[[str], str]:
     """The command that makes a stage: the recorded one, else the verb with this run's folder."""
     recorded: dict[str, str] = {}
     stages = facts.get("stages", {})
-    entries = (
-        stages.items() if isinstance(stages, Mapping) else ((s.get("name"), s) for s in stages)
-    )
-    for name, entry in entries:
+    for name, entry in stages.items() if isinstance(stages, Mapping) else ():
         if isinstance(entry, Mapping) and entry.get("command"):
             recorded[str(name)] = str(entry["command"])
     defaults = {
         "collect": f"safe-o2o collect --out {run}/dataset",
         "train": f"safe-o2o train fosp --data {run}/dataset --out {run}",
-        "evaluate": f"safe-o2o evaluate {run}/bundles random --out {run}",
+        "evaluate": f"safe-o2o evaluate {run}/checkpoints mixture random --out {run}",
         "export": f"safe-o2o export {run}/checkpoints --out {run}/bundles",
-        "demo": f"safe-o2o demo --out {run}",
+        "deploy": f"safe-o2o deploy --run {run}",
+        "finetune": f"safe-o2o finetune --run {run}",
+        "demo": str(facts.get("command") or f"safe-o2o demo --out {run}"),
     }
-    return lambda stage: recorded.get(stage) or defaults.get(stage) or defaults["demo"]
+    return lambda stage: recorded.get(stage) or defaults[stage]

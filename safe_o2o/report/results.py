@@ -270,7 +270,7 @@ def evaluation(actors: Sequence[Actor], command: str) -> Section:
     return section
 
 
-def online(rounds: Sequence[Round], command: str) -> Section:
+def online(rounds: Sequence[Round], speed: float | None, command: str) -> Section:
     """Section 4: fine-tuning round by round."""
     section = Section(
         "online",
@@ -278,6 +278,8 @@ def online(rounds: Sequence[Round], command: str) -> Section:
         "The arm acts for a round of episodes in a scene it has not seen; the learner trains on "
         "them and proposes a new bundle; the promotion check decides whether it goes live.",
     )
+    if speed is not None:
+        section.lead += f" The twin's clock ran at up to {speed:.1f} times real time."
     if not rounds:
         section.blocks.append(Missing("No online episodes and no learner decisions yet.", command))
         return section

@@ -205,14 +205,34 @@ class RunFiles:
             return "", ""
         return paths[-1].stem, hashlib.sha256(paths[-1].read_bytes()).hexdigest()
 
-    def latency(self) -> dict[str, dict[str, float]]:
-        """Stages with p50 and p99 of `<run>/deploy/latency.json` and `<run>/deploy/latency/*.json`.
+    def episode_lines(self) -> dict[str, dict[str, Any]]:
+        """`<run>/deploy/episodes.jsonl` by file name: what has no place in an episode file.
 
-        The folder is what the nodes of a graph write, one file each.
+        Round, bundle, speed of the twin's clock, and the policy's other outputs (risk) by step.
         """
-        folder = self.run_dir / "deploy"
+        path = self.run_dir / "deploy" / "episodes.jsonl"
+        try:
+            lines = path.read_text("utf-8", errors="replace").splitlines()
+        except OSError:
+            return {}
+        found: dict[str, dict[str, Any]] = {}
+        for number, text in enumerate(lines):
+            try:
+                line = json.loads(text)
+                found[str(line["episode"])] = line
+            except (ValueError, KeyError, TypeError):
+                if number < len(lines) - 1:  # the last line of a killed run may be cut off
+                    self.note(path, f"line {number + 1} is damaged")
+        return found
+
+    def latency(self, folder: str) -> dict[str, dict[str, float]]:
+        """Stages with p50 and p99 of `<folder>/latency.json` and `<folder>/latency/*.json`.
+
+        The inner folder is what the nodes of a graph write, one file each.
+        """
         found: dict[str, dict[str, float]] = {}
-        for path in (folder / "latency.json", *sorted((folder / "latency").glob("*.json"))):
+        root = self.run_dir / folder
+        for path in (root / "latency.json", *sorted((root / "latency").glob("*.json"))):
             data = self.read_json(path)
             if data is None:
                 continue
