@@ -28,6 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cls = catalog.load("algorithm", "fosp")
     settings = replace(cls.preset("tiny"), seed=3)
     algorithm = cls(settings, dataset.spec, Statistics.compute(dataset).to_json())
+    algorithm.step = 7
     meta = checkpoint.Meta("fosp", config.to_json(settings), dataset.spec.to_json())
     state = {"algorithm": algorithm.state_dict()}
     checkpoint.save(folder / "checkpoints", state, meta, step=7)

@@ -14,7 +14,6 @@ from safe_o2o.cli import console
 from safe_o2o.cli.actors import load_algorithm
 from safe_o2o.cli.parse import parse
 from safe_o2o.data.dataset import Dataset
-from safe_o2o.data.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -39,28 +38,11 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(Arguments, argv, verb="export")
     dataset = Dataset(arguments.data)
     algorithm = load_algorithm(arguments.checkpoint)
-    algorithm.spec.require_same(
-        dataset.spec, mine=f"checkpoint {arguments.checkpoint}", theirs=f"dataset {arguments.data}"
-    )
-    from safe_o2o.export.onnx import export_bundle, recorded_steps
+    from safe_o2o.export.algorithm import export_algorithm
     from safe_o2o.training import checkpoint
 
-    header = checkpoint.read_header(arguments.checkpoint)
-    with console.progress("statistics") as progress:
-        statistics = Statistics.compute(dataset, progress)
-    report = export_bundle(
-        algorithm.policy,  # type: ignore[arg-type]  # what Exportable asks for is in its docstring
-        algorithm.spec,
-        bundle.next_version(arguments.out),
-        algorithm=header.meta.algorithm,
-        parity_steps=recorded_steps(dataset),
-        statistics=statistics.to_json(),
-        provenance={
-            "dataset": dataset.content_hash(),
-            "step": header.step,
-            "seed": header.meta.config.get("seed"),
-        },
-    )
+    name = checkpoint.read_header(arguments.checkpoint).meta.algorithm
+    report = export_algorithm(algorithm, name, arguments.out, dataset)
     live = arguments.live == "yes" or (
         arguments.live == "first" and bundle.current(arguments.out) is None
     )
