@@ -21,7 +21,7 @@ from safe_o2o.types import Array, Observation, Proposal, RobotState, Source
 
 WORKSPACE: tuple[tuple[float, float, float], tuple[float, float, float]] = (
     (0.32, -0.24, 0.03),
-    (0.68, 0.24, 0.30),
+    (0.68, 0.24, 0.26),
 )
 """Lowest and highest corner of the box in which the tool moves, m; the finger tips reach 9 mm below
 the tool frame. Filter, action and scene all take it from here."""

@@ -62,6 +62,7 @@ class PybulletTwin:
         """UNCONFIGURED -> INACTIVE: build the world, arm at its resting posture."""
         self.lifecycle.require("connect", LifecycleState.UNCONFIGURED)
         self._client = pybullet.connect(pybullet.DIRECT)
+        self._build(self._client)
         self.lifecycle.state = LifecycleState.INACTIVE
         self._ticks = 0
         self.teleport(np.asarray(POSTURES["panda"]))
@@ -114,13 +115,10 @@ class PybulletTwin:
         self.place(q, self.layout)
 
     def place(self, q: Array, layout: SceneLayout) -> None:
-        """Be at rest at `q` `[7]`, rad, in a scene, in a world built from nothing.
-
-        That is what makes an episode the same whatever ran before it.
-        """
+        """Be at rest at `q` `[7]`, rad, in a scene; what ran before leaves no trace."""
         self.lifecycle.require_connected("be placed")
         self.layout = layout
-        self._build(np.asarray(q, np.float64))
+        self._arrange(np.asarray(q, np.float64))
         if not self.continuous_clock:
             self._ticks = 0
         self._measure()
@@ -138,7 +136,7 @@ class PybulletTwin:
         if self.lifecycle.connected:
             self.lifecycle.state = LifecycleState.INACTIVE
             # Time passes with `write` alone: at rest here and now is what a stopped arm is.
-            place_arm(self._client or 0, self._arm, self._q)
+            place_arm(self._client, self._arm, self._q)
             self._measure()
             self._q_command = self._q
 
@@ -149,10 +147,8 @@ class PybulletTwin:
             pybullet.disconnect(self._client)
             self._client = None
 
-    def _build(self, q: Array) -> None:
-        client = self._client
-        assert client is not None
-        pybullet.resetSimulation(physicsClientId=client)
+    def _build(self, client: int) -> None:
+        """The world that every episode shares: arm and table."""
         pybullet.setTimeStep(self.period / self.substeps, physicsClientId=client)
         pybullet.setGravity(0.0, 0.0, -9.81, physicsClientId=client)
         self._arm = load_panda(client, "collision")
@@ -163,17 +159,27 @@ class PybulletTwin:
             (0.0, 0.0, 0.0, 1.0),
             physicsClientId=client,
         )
-        self._obstacles = [add_block(client, b, "collision") for b in self.layout.obstacles]
-        for body in self._obstacles:
-            pybullet.setCollisionFilterGroupMask(body, -1, 0, 0, physicsClientId=client)
+        self._obstacles: list[int] = []
         # The same approach per tick for any number of substeps.
         self._gains = [1.0 - (1.0 - _SERVO_GAIN) ** (1.0 / self.substeps)] * len(ARM_JOINTS)
-        place_arm(client, self._arm, q)
+
+    def _arrange(self, q: Array) -> None:
+        """Arm at rest at `q`, motors holding it, obstacles of the layout."""
+        client, arm = self._client, self._arm
+        while self._obstacles:
+            pybullet.removeBody(self._obstacles.pop(), physicsClientId=client)
+        for block in self.layout.obstacles:
+            body = add_block(client, block, "collision")
+            # No part in the physics; `_sense` asks for the distance all the same.
+            pybullet.setCollisionFilterGroupMask(body, -1, 0, 0, physicsClientId=client)
+            self._obstacles.append(body)
+        place_arm(client, arm, q)
         hold = dict(controlMode=pybullet.POSITION_CONTROL, physicsClientId=client)
         for joint, value in zip(ARM_JOINTS, q.tolist(), strict=True):
-            pybullet.setJointMotorControl2(self._arm, joint, targetPosition=value, **hold)
+            pybullet.setJointMotorControl2(arm, joint, targetPosition=value, **hold)
         for joint in FINGER_JOINTS:
-            pybullet.setJointMotorControl2(self._arm, joint, targetPosition=0.0, force=20.0, **hold)
+            pybullet.resetJointState(arm, joint, 0.0, 0.0, physicsClientId=client)
+            pybullet.setJointMotorControl2(arm, joint, targetPosition=0.0, force=20.0, **hold)
 
     def _measure(self) -> None:
         states = pybullet.getJointStates(self._arm, ARM_JOINTS, physicsClientId=self._client)

@@ -106,13 +106,13 @@ def load_panda(client: int, show: Literal["visual", "collision"]) -> int:
         return int(pybullet.loadURDF(str(path), useFixedBase=True, physicsClientId=client))
 
 
-def place_arm(client: int, arm: int, q: Array) -> None:
+def place_arm(client: int | None, arm: int, q: Array) -> None:
     """Put the arm at joint positions `[7]`, rad, at rest."""
     for joint, value in zip(ARM_JOINTS, np.asarray(q, np.float64).tolist(), strict=True):
         pybullet.resetJointState(arm, joint, value, 0.0, physicsClientId=client)
 
 
-def add_block(client: int, block: Block, show: Literal["visual", "collision"]) -> int:
+def add_block(client: int | None, block: Block, show: Literal["visual", "collision"]) -> int:
     """Add a block that never moves; returns the body's id."""
     box = block.shape == "box"
     kind = pybullet.GEOM_BOX if box else pybullet.GEOM_CYLINDER
