@@ -45,7 +45,7 @@ def parse(cls: type[T], argv: Sequence[str], *, verb: str) -> T:
                 cls,
                 args=rest,
                 prog=f"safe-o2o {verb}",
-                description=f"{description}\n\n{_CONFIG_HELP}",
+                description=f"{description}\n{_CONFIG_HELP}",
                 **kwargs,
             )
             return parsed
