@@ -132,6 +132,8 @@ class Constraint(Protocol):
     """One kind of limit, in the filter's two languages: linear rows and exact clearance."""
 
     name: str
+    range: float
+    """Clearance that counts as margin 1, in the constraint's own unit."""
 
     def rows(self, q: Array, dq: Array, dt: float) -> tuple[Array, Array]:
         """Linear rows on the next joint velocity w: `G w <= h`, shapes `[m, n]` and `[m]`."""
@@ -141,6 +143,13 @@ class Constraint(Protocol):
         """Signed distance to the limit of each configuration `[K, n]` -> `[K]`; >= 0 is legal.
 
         In the constraint's own unit (rad, m); the swept check interpolates between neighbours.
+        """
+        ...
+
+    def bulge(self, step: Array) -> float:
+        """Bound on how far clearance may dip between two configurations `step` `[n]` apart.
+
+        Below the smaller of its values at both ends, in the constraint's own unit.
         """
         ...
 

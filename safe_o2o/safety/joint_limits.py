@@ -1,0 +1,49 @@
+"""Joint position limits as a constraint."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from safe_o2o.safety.braking import largest_velocity
+from safe_o2o.safety.limits import RobotLimits
+from safe_o2o.types import Array
+
+
+class JointLimits:
+    """Joints stay between `q_low` and `q_high`, and can always still stop there.
+
+    Args:
+        limits: the arm's limits.
+    """
+
+    name = "joint_limits"
+    unit = "rad"
+
+    def __init__(self, limits: RobotLimits) -> None:
+        self.limits = limits
+        self._n = len(limits.joint_names)
+        self._rows = np.vstack([np.eye(self._n), -np.eye(self._n)])
+        self.range = float((limits.q_high - limits.q_low).min() / 2.0)
+        """Distance that counts as margin 1, rad."""
+
+    def rows(self, q: Array, dq: Array, dt: float) -> tuple[Array, Array]:
+        """Box on the next velocity w, `[2n, n]` and `[2n]`, exact for set-points (6.1).
+
+        Acceleration, speed and the largest velocity that can still stop before the limit.
+        """
+        limits = self.limits
+        up = largest_velocity(limits.q_high - q, limits.acceleration, dt)
+        down = largest_velocity(q - limits.q_low, limits.acceleration, dt)
+        change = limits.acceleration * dt
+        high = np.minimum(np.minimum(up, limits.velocity), dq + change)
+        low = np.maximum(np.maximum(-down, -limits.velocity), dq - change)
+        return self._rows, np.concatenate([high, -low])
+
+    def clearance(self, q: Array) -> Array:
+        """Distance to the nearest joint limit `[K]`, rad, of configurations `[K, n]`."""
+        limits = self.limits
+        return np.asarray(np.minimum(q - limits.q_low, limits.q_high - q).min(-1))
+
+    def bulge(self, step: Array) -> float:
+        """Zero: joint positions between two configurations lie between them."""
+        return 0.0
