@@ -145,7 +145,7 @@ def test_reach_rule_keeps_the_mean_unless_it_is_risky_and_fails_closed() -> None
 
 
 def test_decision_resets_itself_at_the_start_of_an_episode() -> None:
-    module, algorithm = decision("reach", base=False)
+    module, _ = decision("reach", base=False)
     inputs = list(module.example_inputs())
     clean = module(*inputs)
     names = module.input_names

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class AugmentedLagrangian(nn.Module):
     """Penalty of LAMBDA/SafeDreamer for a constraint C <= limit (fosp.md 3.6).
 
-    With g = C - limit: where lam + c g > 0, Phi = lam g + (c / 2) g^2 and lam <- lam + c g; otherwise
-    Phi = -lam^2 / (2 c) and lam <- 0. Then c <- min(c (1 + growth), c_max).
+    With g = C - limit: where lam + c g > 0, Phi = lam g + (c / 2) g^2 and lam <- lam + c g;
+    otherwise Phi = -lam^2 / (2 c) and lam <- 0. Then c <- min(c (1 + growth), c_max).
 
     Args:
         limit: d.

@@ -1,7 +1,8 @@
 """FOSP: fine-tuning an offline safe policy through a world model (Cao et al., ICLR 2025).
 
-One `update` is the algorithm box of fosp.md 3.8 (offline) and 4 (online): model, targets, critics and
-REF, actor with the augmented Lagrangian, averages. `FospConfig` says where it departs from the paper.
+One `update` is the algorithm box of fosp.md 3.8 (offline) and 4 (online): model, targets, critics
+and REF, actor with the augmented Lagrangian, averages. `FospConfig` says where it departs from the
+paper.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Settings of FOSP. Every deviation from the paper is a flag; the preset `paper` has the paper's value.
+"""Settings of FOSP. Every deviation from the paper is a flag; preset `paper` has its value.
 
 The `small` preset is the recipe that was measured to work in minutes on two CPU cores: gradients of
 actor and critics reach the encoder, advantages are lambda-returns along the recorded episode, and
@@ -19,9 +19,9 @@ class SelectionConfig:
     """How the deployed policy picks among candidate actions."""
 
     rule: Literal["expansion", "reach", "mean"] = "expansion"
-    """paper: expansion (softmax over the frozen and the new policy, fosp.md 4.1; offline there is only
-    one policy). `reach`: the mean action unless its reach probability exceeds the threshold, else the
-    candidate with the smallest. `mean`: the mean action."""
+    """paper: expansion (softmax over the frozen and the new policy, fosp.md 4.1; offline there is
+    only one policy). `reach`: the mean action unless its reach probability exceeds the threshold,
+    else the candidate with the smallest. `mean`: the mean action."""
     samples: int = 16
     """candidates around the mean (rule `reach`)"""
     sample_std: float = 0.25
@@ -39,8 +39,8 @@ class FineTuneConfig:
     """What changes when training goes on with online data."""
 
     actor: Literal["imagined", "weighted"] = "imagined"
-    """paper: imagined, pathwise u A^r - (1 - u) A^c on imagined actions (fosp.md 4.2). `weighted`: the
-    offline weighted regression, on online records only where reward still follows."""
+    """paper: imagined, pathwise u A^r - (1 - u) A^c on imagined actions (fosp.md 4.2). `weighted`:
+    the offline weighted regression, on online records only where reward still follows."""
     bc_scale: float = 0.0
     """weight of the squared error to the frozen policy's action on offline records; paper: 0"""
     learning_rate: float = 0.0
@@ -77,8 +77,8 @@ class FospConfig:
     expectile_cost: float = 0.8
     """paper: the same as reward, an upper expectile (conservative)"""
     critic_target: Literal["imagined", "recorded"] = "imagined"
-    """paper: imagined lambda-returns (L1) plus one-step targets on data (L2). `recorded`: lambda-returns
-    along the recorded sequence."""
+    """paper: imagined lambda-returns (L1) plus one-step targets on data (L2). `recorded`:
+    lambda-returns along the recorded sequence."""
     value_target: Literal["q", "lambda_return"] = "q"
     """what V is the expectile of; paper: q"""
     advantage: Literal["q", "lambda_return"] = "q"
@@ -148,7 +148,7 @@ class FospConfig:
             raise ConfigError(
                 "imagined states have no image embedding",
                 where="head_input",
-                todo="use head_input latent, or recorded targets, critic penalty, weighted fine-tuning",
+                todo="use head_input latent, or recorded targets, critic penalty, weighted tuning",
             )
 
 

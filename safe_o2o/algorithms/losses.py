@@ -179,12 +179,12 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def offline_weight(u: Tensor, adv_reward: Tensor, adv_cost: Tensor, beta: float = 1.0) -> Tensor:
-    """w = u exp(beta A^r) + (1 - u) exp(-beta A^c) (FOSP closed form, fosp.md 3.5)."""
+    """W = u exp(beta A^r) + (1 - u) exp(-beta A^c) (FOSP closed form, fosp.md 3.5)."""
     return u * torch.exp(beta * adv_reward) + (1.0 - u) * torch.exp(-beta * adv_cost)
 
 
 def online_weight(u: Tensor, adv_reward: Tensor, adv_cost: Tensor, beta: float = 1.0) -> Tensor:
-    """w = u beta A^r - (1 - u) beta A^c (fosp.md 4.2)."""
+    """W = u beta A^r - (1 - u) beta A^c (fosp.md 4.2)."""
     return beta * (u * adv_reward - (1.0 - u) * adv_cost)
 
 

@@ -51,8 +51,8 @@ class WorldModelConfig:
     dyn_scale: float = 0.5
     rep_scale: float = 0.1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """arithmetic of the convolutions while training; auto takes bf16 where the processor has it. The
-    deployed policy always computes in fp32."""
+    """arithmetic of the convolutions while training; auto takes bf16 where the processor has it.
+    The deployed policy always computes in fp32."""
 
     def __post_init__(self) -> None:
         for name in ("depth", "deter_dim", "latents", "classes", "hidden_dim", "head_units"):

@@ -20,8 +20,8 @@ class NumberHead(nn.Module):
     Args:
         in_dim: size of the input feature.
         hidden_dims: hidden layers.
-        output: `two_hot` (255 symlog bins, cross entropy), `scalar` (squared error) or `probability`
-            (one logit, binary cross entropy).
+        output: `two_hot` (255 symlog bins, cross entropy), `scalar` (squared error) or
+            `probability` (one logit, binary cross entropy).
         out_scale: scale of the output's initialisation.
         bins: bins of the two-hot output.
     """
@@ -115,7 +115,7 @@ class Critic(nn.Module):
 
 @torch.no_grad()
 def ema_update(target: nn.Module, online: nn.Module, rate: float) -> None:
-    """target += rate * (online - target), buffers copied; rate 1 copies."""
+    """Target += rate * (online - target), buffers copied; rate 1 copies."""
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
     for old, new in zip(target.buffers(), online.buffers(), strict=True):
         old.copy_(new)

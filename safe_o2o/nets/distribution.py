@@ -52,7 +52,7 @@ class TwoHot(nn.Module):
         return target.scatter_add_(-1, index + 1, weight)
 
     def decode(self, logits: Tensor) -> Tensor:
-        """symexp of the mean bin, `[..., bins] -> [...]` (mean first, then symexp)."""
+        """Symexp of the mean bin, `[..., bins] -> [...]` (mean first, then symexp)."""
         return symexp((torch.softmax(logits, -1) * self.bin).sum(-1))
 
     def nll(self, logits: Tensor, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ ends in keypoints (spatial softmax), which learns positions from little data on 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class StridedCNN(nn.Module):
         super().__init__()
         dims = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
         layers: list[nn.Module] = []
-        for a, b in zip(dims[:-1], dims[1:], strict=True):
+        for a, b in pairwise(dims):
             conv = nn.Conv2d(a, b, 4, 2, padding=1, bias=False)
             init_hidden(conv)
             layers += [conv, ChannelNorm(b), nn.SiLU()]

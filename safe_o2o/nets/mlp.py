@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class MLP(nn.Module):
         super().__init__()
         dims = [in_dim, *hidden_dims]
         self.hidden = nn.Sequential(
-            *(NormLinear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+            *(NormLinear(a, b) for a, b in pairwise(dims))
         )
         self.output = nn.Linear(dims[-1], out_dim)
         init_output(self.output, out_scale)

@@ -12,7 +12,7 @@ from safe_o2o.nets.mlp import LAYER_NORM_EPS, NormLinear, init_hidden, init_outp
 
 
 class Latent(NamedTuple):
-    """State of the model: deterministic `[..., D]`, stochastic `[..., L * C]` (flattened one-hots)."""
+    """State of the model: deterministic `[..., D]`, stochastic `[..., L * C]` (one-hots)."""
 
     deter: Tensor
     stoch: Tensor

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from safe_o2o import bundle, config as settings
+from safe_o2o import bundle
+from safe_o2o import config as settings
 from safe_o2o.algorithms.fosp_config import FospConfig
 from safe_o2o.data.batch import Batch
 from safe_o2o.data.dataset import Dataset

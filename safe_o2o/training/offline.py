@@ -1,4 +1,4 @@
-"""Offline training as a function that reads top to bottom: dataset in, checkpoints and metrics out."""
+"""Offline training: dataset in, checkpoints and metrics out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from safe_o2o import catalog, config as settings
+from safe_o2o import catalog
+from safe_o2o import config as settings
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.replay import SequenceReplay, TransitionReplay
 from safe_o2o.data.statistics import Statistics
@@ -93,7 +94,7 @@ def train_offline(
     run: OfflineConfig = OfflineConfig(),
     progress: Progress | None = None,
 ) -> OfflineReport:
-    """Train until `config.total_updates`; go on from the newest checkpoint in `out` if there is one.
+    """Train until `config.total_updates`, from the newest checkpoint in `out` if there is one.
 
     Args:
         name: algorithm of the catalogue.
