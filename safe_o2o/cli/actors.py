@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safe_o2o import bundle, catalog, config
+from safe_o2o import catalog, config
 from safe_o2o.errors import BundleError, UnknownNameError
 from safe_o2o.interfaces import Algorithm, Env
 from safe_o2o.runtime.actors import Actor, BehaviorActor, PolicyActor, UniformRandomActor
@@ -152,23 +152,8 @@ def _from_path(path: Path, name: str | None) -> tuple[str, MakeActor]:
     if is_checkpoint:
         label = name or f"checkpoint-{path.stem}"
         return label, CheckpointMaker(path, label)
-    directory = live_bundle(path)
+    from safe_o2o.runtime.live_policy import promoted_bundle
+
+    directory = promoted_bundle(path)
     label = name or f"policy-{directory.name}"
     return label, BundleMaker(directory, label)
-
-
-def live_bundle(path: Path) -> Path:
-    """The bundle itself, or of a folder of bundles the live one, else the newest.
-
-    Raises:
-        BundleError: there is none, or the folder's pointer is damaged.
-    """
-    if (path / bundle.MANIFEST).exists():
-        return path
-    pointer = bundle.current(path)
-    if pointer is not None:
-        return pointer.directory
-    versions = sorted(path.glob(f"v*/{bundle.MANIFEST}"))
-    if not versions:
-        raise BundleError("holds neither a bundle nor a checkpoint", where=path)
-    return versions[-1].parent
