@@ -26,6 +26,18 @@ WORKSPACE: tuple[tuple[float, float, float], tuple[float, float, float]] = (
 """Lowest and highest corner of the box in which the tool moves, m; the finger tips reach 9 mm below
 the tool frame. Filter, action and scene all take it from here."""
 
+STOP_ROOM = 0.02
+"""How much larger than the box of targets the filter's box is, m: an arm that arrives at a wall at
+full speed must still be able to stop, or every visit to the wall would be a stop."""
+
+
+def certified_box(
+    workspace: tuple[tuple[float, ...], tuple[float, ...]] = WORKSPACE,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The filter's box around a box of targets."""
+    low, high = workspace
+    return tuple(x - STOP_ROOM for x in low), tuple(x + STOP_ROOM for x in high)
+
 WALL_MARGIN = 0.005
 """Targets stay this far inside the box, m: a path of the joints sags a little between its ends, and
 the filter wants room for the stop behind it as well."""

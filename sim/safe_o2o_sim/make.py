@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from safe_o2o import catalog
+from safe_o2o.runtime.cartesian import certified_box
 from safe_o2o.runtime.robot_env import RobotEnv
 from safe_o2o.safety.filter import SafetyFilter
 
@@ -33,5 +34,5 @@ def make_env(
     body = catalog.load("robot", robot)()
     camera = catalog.load("camera", "twin_camera")(config.image_size)
     laid_out = made(body, camera, config)
-    certify = SafetyFilter.for_robot("panda", workspace=config.workspace, period=body.period)
+    certify = SafetyFilter.for_robot("panda", workspace=certified_box(config.workspace), period=body.period)
     return RobotEnv(body, laid_out, certify)
