@@ -25,6 +25,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from safe_o2o import catalog
 from safe_o2o.errors import ConfigError
+from safe_o2o.runtime.cartesian import certified_box
 from safe_o2o.runtime.control_loop import ControlLoop
 from safe_o2o.types import RobotState, Verdict
 from safe_o2o_ros import qos
@@ -89,7 +90,9 @@ class RobotNode(GuardedNode):
         # No camera here: the picture is made in another process, from its own copy of the scene.
         self.task = made(self.robot, None, made.config_class(variant=config.variant))
         filter_ = SafetyFilter.for_robot(
-            config.arm, workspace=self.task.config.workspace, period=self.robot.period
+            config.arm,
+            workspace=certified_box(self.task.config.workspace),
+            period=self.robot.period,
         )
         self.loop = ControlLoop(self.robot, filter_)
         self.progress = ProposalProgress(self.robot.period, retry=self.task.spec.action.period)
