@@ -22,7 +22,13 @@ from safe_o2o.data.recorder import DirectRecorder
 from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import DataError, SpecMismatchError, UnknownNameError
 from safe_o2o.interfaces import Env
-from safe_o2o.runtime.actors import Actor, BehaviorActor, PolicyActor, UniformRandomActor
+from safe_o2o.runtime.actors import (
+    Actor,
+    BehaviorActor,
+    PolicyActor,
+    UniformRandomActor,
+    with_executed,
+)
 from safe_o2o.runtime.rollout import WorkerCrashError, rollout, run_episodes
 from safe_o2o.types import Observation, Source, Step
 from tests.data_fakes import LineEnv, Walker, files_in, make_dataset
@@ -323,3 +329,11 @@ def test_an_environment_that_is_over_at_once_is_an_error() -> None:
 
     with pytest.raises(DataError, match="ended at its reset"):
         rollout(Over(), walker(LineEnv()), 0)
+
+
+def test_policy_is_told_what_was_executed() -> None:
+    carry = {"previous_action": np.zeros((1, 2), np.float32), "deter": np.ones((1, 3))}
+    told = with_executed(carry, np.array([0.5, -0.5]))
+    assert told["previous_action"].tolist() == [[0.5, -0.5]]
+    assert told["deter"] is carry["deter"] and not carry["previous_action"].any()
+    assert with_executed((), np.zeros(2)) == ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -182,6 +183,9 @@ class DecisionModule(nn.Module):
     def choose(self, q_reward: Tensor, q_cost: Tensor, risk: Tensor, noise: Tensor) -> Tensor:
         """Index `[N, 1]` of the chosen candidate from their critics `[N, K]`."""
         if self.selection.rule == "reach":
+            # In steps of 0.001, so that rounding never decides between candidates that are equally
+            # safe: the network and its exported graph must choose the same one.
+            risk = torch.round(risk * 1000.0) / 1000.0
             safest = risk.argmin(-1, keepdim=True)
             # In the positive: only a risk that is known to be small keeps the mean action.
             keep = risk[:, :1] <= self.selection.threshold
@@ -244,7 +248,13 @@ class FospPolicy(nn.Module):
         self.spec = spec
         self.last_output: dict[str, Tensor] = {}
         shape = self.module.noise_inputs["noise"]
-        self._fixed = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+        # Drawn as the exported bundle draws it: both choose among the same candidates.
+        draw = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, np.float32)
+        self._fixed = torch.from_numpy(draw).unsqueeze(0)
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Seed the noise of `act(..., deterministic=False)`."""
         self._generator = torch.Generator().manual_seed(seed + 1)
 
     def export_module(self) -> DecisionModule:

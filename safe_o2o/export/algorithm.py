@@ -48,4 +48,5 @@ def export_algorithm(
         parity_steps=recorded_steps(dataset),
         statistics=Statistics.compute(dataset).to_json(),
         provenance=facts | dict(provenance or {}),
+        noise_seed=algorithm.config.seed,
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from safe_o2o.interfaces import Policy
 from safe_o2o.types import Array, Observation, Source
+
+
+PREVIOUS_ACTION = "previous_action"
 
 
 class Actor(Protocol):
@@ -23,6 +27,10 @@ class Actor(Protocol):
         """An action `[A]` in [-1, 1] and who proposes it."""
         ...
 
+    def executed(self, action: Array) -> None:
+        """What became of the last action: the executed one `[A]`, after the filter."""
+        ...
+
 
 class Behavior(Protocol):
     """A scripted behaviour of the catalogue."""
@@ -34,6 +42,20 @@ class Behavior(Protocol):
     def act(self, obs: Observation) -> Array:
         """An action `[A]` in [-1, 1]."""
         ...
+
+
+def with_executed(carry: Any, action: Array) -> Any:
+    """A policy's carry with the executed action `[A]` in place of the chosen one.
+
+    Models are trained on what the arm did; a policy whose carry has an entry `previous_action`
+    (`[1, A]`) must see the same when the filter has changed its action.
+    """
+    if not (isinstance(carry, Mapping) and PREVIOUS_ACTION in carry):
+        return carry
+    old = carry[PREVIOUS_ACTION]
+    row = np.asarray(action, np.float32).reshape(tuple(old.shape))
+    told = row if isinstance(old, np.ndarray) else old.new_tensor(row)
+    return {**carry, PREVIOUS_ACTION: told}
 
 
 class PolicyActor:
@@ -68,6 +90,10 @@ class PolicyActor:
         row = np.asarray(action, np.float32)[0]
         return (row[0] if row.ndim == 2 else row), Source.POLICY
 
+    def executed(self, action: Array) -> None:
+        """See `Actor`."""
+        self._carry = with_executed(self._carry, action)
+
 
 class BehaviorActor:
     """A scripted behaviour as an actor.
@@ -87,6 +113,9 @@ class BehaviorActor:
     def act(self, obs: Observation) -> tuple[Array, Source]:
         """See `Actor`."""
         return np.asarray(self.behavior.act(obs), np.float32), Source.SCRIPT
+
+    def executed(self, action: Array) -> None:
+        """See `Actor`; a script looks at the scene instead."""
 
 
 class UniformRandomActor:
@@ -109,3 +138,6 @@ class UniformRandomActor:
         """See `Actor`."""
         action = self._generator.uniform(-1.0, 1.0, self.action_dim)
         return action.astype(np.float32), Source.SCRIPT
+
+    def executed(self, action: Array) -> None:
+        """See `Actor`; chance has no memory."""

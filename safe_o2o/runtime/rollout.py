@@ -85,6 +85,7 @@ def rollout(
             before, step = step, env.step(action, source)
             timings["act"].append(acted - began)
             timings["step"].append(time.perf_counter() - acted)
+            actor.executed(step.action)
             for stage, seconds in step.info.get("timings", {}).items():
                 timings.setdefault(stage, []).append(float(seconds))
             transition = Transition(
