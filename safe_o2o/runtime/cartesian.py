@@ -23,12 +23,13 @@ WORKSPACE: tuple[tuple[float, float, float], tuple[float, float, float]] = (
     (0.32, -0.24, 0.03),
     (0.68, 0.24, 0.26),
 )
-"""Lowest and highest corner of the box in which the tool moves, m; the finger tips reach 9 mm below
-the tool frame. Filter, action and scene all take it from here."""
+"""Lowest and highest corner of the box of the tool's targets, m. Action, filter and scene all take
+it from here; the finger tips reach 9 mm below the tool frame."""
 
 STOP_ROOM = 0.02
-"""How much larger than the box of targets the filter's box is, m: an arm that arrives at a wall at
-full speed must still be able to stop, or every visit to the wall would be a stop."""
+"""How much larger than the box of targets the filter's box is, m: joints that move in a line let
+the tool sag between two targets, and an arm that arrives at a wall must still be able to stop;
+without it every visit to the wall would be a stop."""
 
 
 def certified_box(
@@ -38,9 +39,6 @@ def certified_box(
     low, high = workspace
     return tuple(x - STOP_ROOM for x in low), tuple(x + STOP_ROOM for x in high)
 
-WALL_MARGIN = 0.005
-"""Targets stay this far inside the box, m: a path of the joints sags a little between its ends, and
-the filter wants room for the stop behind it as well."""
 
 POSITION_TOLERANCE = 1e-5
 """IK goes on until the tool is this close, m, or until its iterations are used up."""
@@ -79,13 +77,10 @@ class CartesianDelta:
         if robot not in POSTURES:
             raise ConfigError(f"no posture for the arm {robot!r}", todo=f"known: {list(POSTURES)}")
         low, high = (np.asarray(corner, np.float64) for corner in workspace)
-        if not (low.shape == high.shape == (3,) and (high - low > 2.0 * WALL_MARGIN).all()):
-            raise ConfigError(
-                f"needs more than {2e3 * WALL_MARGIN:.0f} mm on three axes, got {workspace}",
-                where="workspace",
-            )
+        if not (low.shape == high.shape == (3,) and (low < high).all()):
+            raise ConfigError(f"needs low < high on three axes, got {workspace}", where="workspace")
         self.spec, self.robot, self.frame, self.iterations = action, robot, frame, iterations
-        self.low, self.high, self.yaw = low + WALL_MARGIN, high - WALL_MARGIN, yaw
+        self.low, self.high, self.yaw = low, high, yaw
         self.kinematics = Kinematics(robot, (frame,))
         self.joint_names = self.kinematics.joint_names
         model = self.kinematics.model
@@ -107,9 +102,9 @@ class CartesianDelta:
     ) -> Proposal:
         """Joint targets for an action `[3]` in [-1, 1], counted from the last certified command.
 
-        The target is clamped to the workspace, less `WALL_MARGIN`. An action that is not finite
-        becomes a proposal that is not finite, so that it is the filter that refuses it; one that IK
-        cannot solve becomes a proposal to stay.
+        The target is clamped to the workspace. An action that is not finite becomes a proposal that
+        is not finite, so that it is the filter that refuses it; one that IK cannot solve becomes a
+        proposal to stay.
         """
         delta = self.spec.to_si(action)
         if np.isfinite(delta).all():

@@ -34,5 +34,7 @@ def make_env(
     body = catalog.load("robot", robot)()
     camera = catalog.load("camera", "twin_camera")(config.image_size)
     laid_out = made(body, camera, config)
-    certify = SafetyFilter.for_robot("panda", workspace=certified_box(config.workspace), period=body.period)
+    certify = SafetyFilter.for_robot(
+        "panda", workspace=certified_box(config.workspace), period=body.period
+    )
     return RobotEnv(body, laid_out, certify)
