@@ -9,7 +9,6 @@ from pathlib import Path
 from safe_o2o import catalog
 from safe_o2o.cli import console
 from safe_o2o.cli.parse import parse, take_name, take_value, with_field
-from safe_o2o.errors import MissingDependencyError
 from safe_o2o.training.offline import OfflineConfig, OfflineReport, train_offline
 
 SHOWN = ("model/loss", "critic/reward", "reach/p", "actor/weighted_error")
@@ -40,8 +39,6 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(
         with_field(Arguments, "algo", algorithm.preset(chosen)), rest, verb=f"train {name}"
     )
-    if arguments.run.device.startswith("cuda"):
-        _require_gpu()
     with console.progress(f"training {name}") as progress:
 
         def report(step: int, total: int, _: Mapping[str, float]) -> None:
@@ -60,11 +57,3 @@ def describe(report: OfflineReport) -> str:
     shown = ", ".join(f"{k} {report.metrics[k]:.3g}" for k in SHOWN if k in report.metrics)
     return f"trained to update {report.step} ({done} now{rate}); {shown}; {report.checkpoint}"
 
-
-def _require_gpu() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise MissingDependencyError(
-            "PyTorch sees no GPU", where="--run.device", todo="use --run.device cpu"
-        )

@@ -16,7 +16,7 @@ from safe_o2o import config as settings
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.replay import SequenceReplay, TransitionReplay
 from safe_o2o.data.statistics import Statistics
-from safe_o2o.errors import CheckpointError, ConfigError
+from safe_o2o.errors import CheckpointError, ConfigError, MissingDependencyError
 from safe_o2o.training import checkpoint
 from safe_o2o.training.logger import MetricLog
 from safe_o2o.training.seed import seed_everything
@@ -106,8 +106,11 @@ def train_offline(
 
     Raises:
         DataError: no dataset, or an empty one.
+        MissingDependencyError: a GPU is asked for, and there is none.
         CheckpointError: `out` holds checkpoints of another algorithm, config or spec.
     """
+    if run.device.startswith("cuda") and not torch.cuda.is_available():
+        raise MissingDependencyError("PyTorch sees no GPU", where="device", todo="use device cpu")
     if run.threads:
         torch.set_num_threads(run.threads)
     seed_everything(config.seed)
