@@ -8,9 +8,19 @@ use KillSignal=SIGINT, because SIGTERM leaves the nodes of any `ros2 launch` beh
 from pathlib import Path
 
 import yaml
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.actions import (
+    DeclareLaunchArgument,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+    Shutdown,
+)
 from launch.conditions import IfCondition
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.substitutions import (
+    EnvironmentVariable,
+    LaunchConfiguration,
+    PathJoinSubstitution,
+    PythonExpression,
+)
 from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterValue
 
@@ -28,9 +38,17 @@ ARGUMENTS = {
     "episodes": ("0", "episodes to run; 0 goes on until stopped"),
     "learner": ("false", "fine-tune online between rounds of episodes"),
     "namespace": ("", "namespace of all nodes and topics"),
+    "episodes_per_round": ("10", "with a learner: episodes before each fine-tuning"),
+    "rounds": ("4", "with a learner: rounds of fine-tuning"),
+    "wait_for_learner": ("300.0", "with a learner: longest wait after a round, s"),
     "autostart": ("true", "configure and activate the nodes at once"),
     "params_file": (str(FOLDER / "params" / GRAPH["params_file"]), "parameters of the nodes"),
     "log_level": ("info", "log level of the nodes"),
+}
+
+ENVIRONMENT = {  # unless the user has set them
+    "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+    "FASTRTPS_DEFAULT_PROFILES_FILE": str(FOLDER / "dds" / "quick_discovery.xml"),
 }
 
 
@@ -41,6 +59,9 @@ def value(name, kind=str):
 def overrides():
     """What the launch arguments set on which node; named blocks, so they win over the file."""
     run_dir = LaunchConfiguration("run_dir")
+    learner, size = LaunchConfiguration("learner"), LaunchConfiguration("episodes_per_round")
+    # Without a learner there is nobody to wait for between rounds.
+    rounds_matter = PythonExpression(["'", size, "' if '", learner, "'.lower() == 'true' else '0'"])
     return {
         "robot_node": {
             "variant": value("variant"),
@@ -51,9 +72,16 @@ def overrides():
             "bundles": value("bundles"),
             "run_dir": value("run_dir"),
             "episodes": value("episodes", int),
+            "exit_when_done": True,
+            "episodes_per_round": ParameterValue(rounds_matter, value_type=int),
+            "wait_for_learner": value("wait_for_learner", float),
         },
         "recorder_node": {"run_dir": value("run_dir")},
-        "learner_node": {"run_dir": value("run_dir")},
+        "learner_node": {
+            "run_dir": value("run_dir"),
+            "episodes_per_round": value("episodes_per_round", int),
+            "rounds": value("rounds", int),
+        },
         "": {
             "autostart": value("autostart", bool),
             "latency_dir": PathJoinSubstitution([run_dir, "deploy", "latency"]),
@@ -77,6 +105,10 @@ def generate_launch_description():
     actions = [
         DeclareLaunchArgument(name, default_value=default, description=text)
         for name, (default, text) in ARGUMENTS.items()
+    ]
+    actions += [
+        SetEnvironmentVariable(name, EnvironmentVariable(name, default_value=default))
+        for name, default in ENVIRONMENT.items()
     ]
     for node in GRAPH["nodes"]:
         extra = {**settings[""], **settings.get(node["name"], {})}

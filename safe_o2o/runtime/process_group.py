@@ -247,7 +247,9 @@ class ProcessGroup:
         self._descriptors.clear()
 
     def _node_environment(self) -> dict[str, str]:
+        discovery = launch_folder() / "dds" / "quick_discovery.xml"
         return {
+            "FASTRTPS_DEFAULT_PROFILES_FILE": str(discovery),  # unless the user has one
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",

@@ -28,6 +28,7 @@ setup(
         (f"share/{PACKAGE}", ["package.xml"]),
         (f"share/{PACKAGE}/launch", launch_files("*.launch.py")),
         (f"share/{PACKAGE}/launch/graphs", launch_files("graphs", "*.yaml")),
+        (f"share/{PACKAGE}/launch/dds", launch_files("dds", "*.xml")),
         (f"share/{PACKAGE}/launch/params", launch_files("params", "*.yaml")),
     ],
     install_requires=["setuptools"],

@@ -53,6 +53,8 @@ ANSWER_TIMEOUT = 2.0
 """Wall time after which a proposal that the robot never reported on counts as lost, s."""
 COMMIT_TIMEOUT = 5.0
 """Wall time after which the recorder's word on an ended episode is not coming, s."""
+MOST_PASSED_OVER = 3
+"""Instants in a row that are passed over because their picture was late."""
 HEARTBEAT_TIMEOUT = 5.0
 """Silence after which the learner counts as dead, s."""
 
@@ -96,7 +98,8 @@ class PolicyNode(GuardedNode):
         self._phase_since = time.monotonic()
         self._heartbeat = -np.inf
         self._learner_state = ""
-        self._newest_stamp = 0.0
+        self._newest_stamp = self._newest_offer = 0.0
+        self._passed_over = 0
         self._future: Any = None
         self._recorder_ready = False
         self._clear_episode(-1, 0)
@@ -150,6 +153,7 @@ class PolicyNode(GuardedNode):
         self._on_part("image", msg)
 
     def _on_status(self, msg: DiagnosticArray) -> None:
+        self._newest_offer = max(self._newest_offer, stamp_from_msg(msg.header.stamp))
         self._on_part("status", msg)
 
     def _on_part(self, name: str, msg: Any) -> None:
@@ -172,8 +176,9 @@ class PolicyNode(GuardedNode):
     def _on_instant(self, parts: Mapping[str, Any]) -> None:
         status = record_from_msg(TaskStatus, parts["status"])
         assert self.task is not None
-        if status.episode != self.episode or self._is_early(status):
+        if status.episode != self.episode or self._is_early(status) or self._is_late(status):
             return
+        self._passed_over = 0
         if status.terminated or self.step_count >= self.task.max_steps:
             self._end(status)
             return
@@ -199,6 +204,16 @@ class PolicyNode(GuardedNode):
         used_up = key_of(status.proposal_stamp) == key_of(self._asked)
         lost = time.monotonic() - self._asked_at > ANSWER_TIMEOUT
         return self.step_count > 0 and not (used_up or lost)
+
+    def _is_late(self, status: TaskStatus) -> bool:
+        """Whether a fresher offer is known already, so that this picture is better passed over.
+
+        Not for ever: on a machine where pictures are always late, a late one must do.
+        """
+        if status.stamp < self._newest_offer and self._passed_over < MOST_PASSED_OVER:
+            self._passed_over += 1
+            return True
+        return False
 
     def _end(self, status: TaskStatus) -> None:
         self._publish_output(status, np.zeros(0), "end")
