@@ -150,7 +150,7 @@ def make_online(run: Path) -> None:
             line = {"round": i // 10, "speed": 5.9, "outputs": outputs}
             file.write(json.dumps({"episode": episode.path.name, **line}) + "\n")
         file.write('{"episode": "episode_0000')
-    (run / "rounds.json").write_text(json.dumps({"rounds": entries}))
+    (run / "deploy" / "rounds.json").write_text(json.dumps({"rounds": entries}))
 
 
 def make_bundles(run: Path) -> None:

@@ -196,7 +196,7 @@ def test_damaged_files_become_notes(run, tmp_path) -> None:
     episode = sorted((copy / "online").glob("episode_*"))[3]
     episode.write_bytes(episode.read_bytes()[:-100])
     (copy / "eval" / "mixture.json").write_text("{")
-    (copy / "rounds.json").write_text('{"rounds": 3}')
+    (copy / "deploy" / "rounds.json").write_text('{"rounds": 3}')
     (copy / "deploy" / "latency.json").write_text("[1]")
     (copy / "run.json").write_text("")
     (copy / "bundles" / "v000004" / "manifest.json").write_text("[")

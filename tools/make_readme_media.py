@@ -24,7 +24,7 @@ from safe_o2o.files import write_atomic
 from safe_o2o.report import episodes as ep
 from safe_o2o.report.closeup import CloseUp
 from safe_o2o.report.films import SPEED
-from safe_o2o.report.overlay import compose
+from safe_o2o.report.overlay import PICTURE, compose
 from safe_o2o.report.page import build_report
 from safe_o2o.report.run_files import RunFiles
 from safe_o2o.report.videos import animation
@@ -59,7 +59,7 @@ def arm(run: Path) -> bytes:
     """
     episode, title = choose(run)
     variant = f" · {episode.meta.variant}" if episode.meta.variant else ""
-    with CloseUp() as closeup:
+    with CloseUp(PICTURE) as closeup:
         film = ep.film(episode, title, f"seed {episode.meta.seed}{variant}", closeup)
     if film is None:
         raise DataError("holds no pictures", where=episode.path)

@@ -30,7 +30,7 @@ class CloseUp:
         size: height and width of the pictures, pixels.
     """
 
-    def __init__(self, size: int = 320) -> None:
+    def __init__(self, size: int = 256) -> None:
         self.size = size
         self._stages: dict[tuple[str, str], _Stage | None] = {}
 

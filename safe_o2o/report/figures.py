@@ -161,14 +161,15 @@ def curve(name: str, title: str, line: Line, label: str, *, role: str = "policy"
             axes.set_ylim(low * 0.8, high * 1.25)
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        pad = 0.08 * (high - low) or 0.1 * abs(high) or 0.1
+        # What hardly changes shall look flat, and its ticks shall differ.
+        pad = max(0.08 * (high - low), 0.02 * abs(high), 1e-9)
         axes.set_ylim(low - pad, high + pad)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: compact(y)))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(_steps))
     gridlines(axes, "y")
     _outside(axes, title, (0, 1), (-52, 12), ink="ink", size=NORMAL, weight="bold")
-    _outside(axes, "updates", (1, 0), (38, -15), ink="muted", size=9.5, ha="right", va="top")
+    _outside(axes, "updates", (1, 0), (40, -18), ink="muted", size=9, ha="right", va="top")
     axes.annotate(
         compact(float(line.median[-1])),
         (line.step[-1], line.median[-1]),

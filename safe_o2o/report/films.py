@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 
 from PIL import Image
@@ -79,9 +80,10 @@ def _clip(
     seconds = float(episode.array("stamp")[-1] - episode.array("stamp")[0])
     name = episode.path.stem.replace("_", " ")
     subtitle = episode.meta.behavior if scripted else note
+    short = re.sub(r"_0*(?=\d)", " ", episode.path.stem)
     heading = episode.meta.behavior if scripted else title.lower()
     film = ep.film(
-        episode, heading, f"{name} · seed {episode.meta.seed}", render, {} if scripted else lines
+        episode, heading, f"{short} · seed {episode.meta.seed}", render, {} if scripted else lines
     )
     if film is None:
         return None

@@ -17,6 +17,7 @@ from safe_o2o.report.closeup import CloseUp
 from safe_o2o.report.run_files import RunFiles
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_SUBTITLE = ("command", "algorithm", "task", "preset", "started")
 CONTROL_PERIOD = 0.01  # s; the loop's period where run.json does not say
 
 
@@ -118,10 +119,16 @@ def _films(
     return films.films(groups[0], groups[1], scripted, render, lines, command)
 
 
-def _latency(files: RunFiles) -> tuple[dict[str, dict[str, float]], bool]:
-    """The stages, and whether the twin's clock ran in real time while they were measured."""
-    found = files.latency("realtime/deploy")
-    return (found, True) if found else (files.latency("deploy"), False)
+def _latency(files: RunFiles) -> tuple[dict[str, dict[str, float]], str]:
+    """The stages, and how they were measured; a run in real time goes before any other."""
+    for folder in ("realtime/deploy", "deploy"):
+        found = files.latency(folder)
+        if found:
+            speed = _speed(files.episode_lines(folder))
+            if speed is None:
+                return found, "in one process, where the twin waits for the policy"
+            return found, f"with the twin's clock at {speed:.1f} times real time"
+    return {}, "while it is deployed"
 
 
 def _speed(lines: ep.Lines) -> float | None:
@@ -151,19 +158,9 @@ def _render(run_dir: Path, facts: dict[str, Any], cards: list[Any], sections: li
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    started = facts.get("started", facts.get("created", facts.get("date", "")))
     return environment.get_template("report.html.j2").render(
         name=run_dir.resolve().name,
-        subtitle=" · ".join(
-            str(part)
-            for part in (
-                facts.get("algorithm", ""),
-                facts.get("task", ""),
-                facts.get("preset", ""),
-                started,
-            )
-            if part
-        ),
+        subtitle=" · ".join(str(facts[key]) for key in _SUBTITLE if facts.get(key)),
         cards=cards,
         sections=sections,
         style=Markup((_TEMPLATES / "report.css").read_text("utf-8")),

@@ -135,17 +135,16 @@ def bundles(manifests: Sequence[Mapping[str, Any]], command: str) -> Section:
 
 def latency(
     stages: Mapping[str, Mapping[str, float]],
-    realtime: bool,
+    measured: str,
     control_period: float | None,
     command: str,
 ) -> Section:
     """Section 7: how long each stage of the loop took."""
-    when = "in real time" if realtime else "while it was deployed"
     section = Section(
         "latency",
         "Latency",
-        f"Wall-clock time of each stage of the loop, measured {when}. Dot: median; bar and tick: "
-        "99th percentile; cross: maximum.",
+        f"Wall-clock time of each stage of the loop, measured {measured}. "
+        "Dot: median; bar and tick: 99th percentile; cross: maximum.",
     )
     if not stages:
         section.blocks.append(Missing("No latency measurement yet.", command))

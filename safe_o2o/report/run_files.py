@@ -157,10 +157,10 @@ class RunFiles:
     def rounds(self) -> list[dict[str, Any]]:
         """What the learner noted, one entry a round, by number under `index`.
 
-        `<run>/rounds.json` (or `finetune/rounds.json`) says when each round began and how it ended;
+        `<run>/deploy/rounds.json` (or elsewhere) says when each round began and how it ended;
         `<run>/finetune/round_*.json` adds updates, the candidate and the promotion checks.
         """
-        paths = (self.run_dir / "rounds.json", self.run_dir / "finetune" / "rounds.json")
+        paths = [self.run_dir / folder / "rounds.json" for folder in ("deploy", "finetune", ".")]
         path = next((path for path in paths if path.exists()), paths[0])
         data = self.read_json(path)
         if isinstance(data, dict):
@@ -205,12 +205,12 @@ class RunFiles:
             return "", ""
         return paths[-1].stem, hashlib.sha256(paths[-1].read_bytes()).hexdigest()
 
-    def episode_lines(self) -> dict[str, dict[str, Any]]:
-        """`<run>/deploy/episodes.jsonl` by file name: what has no place in an episode file.
+    def episode_lines(self, folder: str = "deploy") -> dict[str, dict[str, Any]]:
+        """`<folder>/episodes.jsonl` by file name: what has no place in an episode file.
 
         Round, bundle, speed of the twin's clock, and the policy's other outputs (risk) by step.
         """
-        path = self.run_dir / "deploy" / "episodes.jsonl"
+        path = self.run_dir / folder / "episodes.jsonl"
         try:
             lines = path.read_text("utf-8", errors="replace").splitlines()
         except OSError:

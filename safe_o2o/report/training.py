@@ -23,6 +23,7 @@ _REST = ("Everything else", "random")
 # What a key's last part means, where the word alone would not say it.
 _TITLES = {
     "model/loss": "total loss",
+    "model/kl": "KL loss, balanced",
     "model/image": "image reconstruction loss",
     "model/reward": "reward prediction loss",
     "model/cost": "cost prediction loss",
@@ -82,7 +83,7 @@ def training(
         )
     for heading in [*(g[1] for g in _GROUPS), _REST[0]]:
         if heading in grouped:
-            folded = heading == _REST[0]
+            folded = heading == _REST[0] or slug != "train"
             section.blocks.append(Figures(grouped[heading], heading, dense=True, folded=folded))
     section.blocks.append(Command(command))
     return section
