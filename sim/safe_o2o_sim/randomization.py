@@ -14,7 +14,7 @@ VARIANTS = ("standard", "shape", "goal", "number", "colour")
 """What the offline data shows, and four unseen scenes: cylinders for boxes, a cube for the goal
 cylinder, a third (smaller) obstacle, blue obstacles."""
 
-_START = ((0.36, -0.20, 0.06), (0.50, 0.20, 0.12))
+_START = ((0.36, -0.20, 0.07), (0.50, 0.20, 0.12))
 _GOAL = ((0.42, -0.19), (0.64, 0.19))
 _OBSTACLE = ((0.38, -0.21), (0.64, 0.21))
 _START_TO_GOAL = 0.25  # m, on the table
