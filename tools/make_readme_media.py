@@ -59,8 +59,10 @@ def arm(run: Path) -> bytes:
     """
     episode, title = choose(run)
     variant = f" · {episode.meta.variant}" if episode.meta.variant else ""
+    # Offline episodes have the same names, and no lines.
+    lines = RunFiles(run).episode_lines() if episode.path.parent.name == "online" else {}
     with CloseUp(PICTURE) as closeup:
-        film = ep.film(episode, title, f"seed {episode.meta.seed}{variant}", closeup)
+        film = ep.film(episode, title, f"seed {episode.meta.seed}{variant}", closeup, lines)
     if film is None:
         raise DataError("holds no pictures", where=episode.path)
     frames, fps = compose(film), SPEED / episode.spec.action.period
