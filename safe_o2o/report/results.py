@@ -108,7 +108,8 @@ def cards(actors: Sequence[Actor], rounds: Sequence[Round]) -> list[Card]:
     found = []
     policy, mixture = find(actors, "offline"), find(actors, "mixture")
     if policy is not None:
-        result, verdict, fine = policy.result, ["", ""], [None, None]
+        result, verdict = policy.result, ["", ""]
+        fine: list[bool | None] = [None, None]
         if mixture is not None:
             more, less = compare(policy, mixture)
             fine = list(met(policy, mixture))

@@ -107,9 +107,8 @@ def decode_video(source: bytes | str | os.PathLike[str]) -> Array:
         ConfigError: it is no film.
     """
     try:
-        with av.open(
-            io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
-        ) as film:
+        opened = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
+        with av.open(opened, "r") as film:
             return np.stack([f.to_ndarray(format="rgb24") for f in film.decode(video=0)])
     except (av.FFmpegError, ValueError) as error:
         raise ConfigError(f"is no film ({error})", where="video") from error
