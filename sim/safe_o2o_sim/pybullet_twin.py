@@ -7,14 +7,15 @@ copy of the scene would not know of, and an episode is the same bit for bit wher
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import TracebackType
 
 import numpy as np
-import pybullet
 
 from safe_o2o.lifecycle import Lifecycle, LifecycleState
 from safe_o2o.safety.kinematics import POSTURES, Kinematics
 from safe_o2o.types import Array, CertifiedCommand, RobotState
+from safe_o2o_sim.bullet import pybullet
 from safe_o2o_sim.scene import (
     ARM_JOINTS,
     EMPTY,
@@ -136,9 +137,9 @@ class PybulletTwin:
         if self.lifecycle.connected:
             self.lifecycle.state = LifecycleState.INACTIVE
             # Time passes with `write` alone: at rest here and now is what a stopped arm is.
-            place_arm(self._client, self._arm, self._q)
-            self._measure()
-            self._q_command = self._q
+            with suppress(pybullet.error):
+                place_arm(self._client, self._arm, self._q)
+            self._q_command, self._dq = self._q, np.zeros_like(self._q)
 
     def close(self) -> None:
         """Any state -> UNCONFIGURED; idempotent."""

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pybullet
 import pybullet_data
 
 from safe_o2o import config
 from safe_o2o.errors import ConfigError
 from safe_o2o.types import Array
+from safe_o2o_sim.bullet import pybullet
 
 GREEN = (0.10, 0.60, 0.20)
 RED = (0.85, 0.10, 0.10)

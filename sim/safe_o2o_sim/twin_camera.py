@@ -6,11 +6,11 @@ It may live in another process than the twin; then no picture ever holds up the 
 from __future__ import annotations
 
 import numpy as np
-import pybullet
 
 from safe_o2o.errors import ConfigError, RobotStateError
 from safe_o2o.safety.kinematics import POSTURES
 from safe_o2o.types import Array
+from safe_o2o_sim.bullet import pybullet
 from safe_o2o_sim.scene import (
     EMPTY,
     FINGER_JOINTS,
@@ -141,7 +141,8 @@ def _add_ground(
     client: int, rectangles: list[Rectangle], colour: tuple[float, float, float]
 ) -> None:
     """Flat rectangles at z = 0 that do not overlap: each pixel drawn once saves a fifth."""
-    vertices, indices = [], []
+    vertices: list[list[float]] = []
+    indices: list[int] = []
     for x0, y0, x1, y1 in rectangles:
         first = len(vertices)
         vertices += [[x0, y0, 0.0], [x1, y0, 0.0], [x1, y1, 0.0], [x0, y1, 0.0]]
