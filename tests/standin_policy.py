@@ -6,13 +6,17 @@ tests want to know. Where the arm hides the goal it goes by memory, so its carry
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from safe_o2o import bundle
+from safe_o2o import bundle, catalog
 from safe_o2o.export.onnx import export_bundle
 from safe_o2o.spaces import Spec
 
@@ -30,13 +34,13 @@ CRUISE, ARRIVE = 0.20, 0.08
 
 
 class Standin(nn.Module):
-    """The graph: `image`, `tcp_pose`, `memory` in; `action`, `memory_after`, `risk` out."""
+    """The graph. `told` repeats what it was told that its last action became."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.input_names = ["image", "tcp_pose", "memory"]
-        self.output_names = ["action", "memory_after", "risk"]
-        self.carry_names = {"memory": "memory_after"}
+        self.input_names = ["image", "tcp_pose", "memory", "previous_action"]
+        self.output_names = ["action", "memory_after", "action_after", "risk", "told"]
+        self.carry_names = {"memory": "memory_after", "previous_action": "action_after"}
         self.noise_inputs: dict[str, tuple[int, ...]] = {}
         self.deterministic_noise: dict[str, str] = {}
         self.register_buffer("table", torch.tensor(TABLE))
@@ -49,9 +53,12 @@ class Standin(nn.Module):
             torch.zeros(1, 64, 64, 3, dtype=torch.uint8),
             torch.zeros(1, 5),
             torch.zeros(1, 3),
+            torch.zeros(1, 3),
         )
 
-    def forward(self, image: Tensor, pose: Tensor, memory: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, image: Tensor, pose: Tensor, memory: Tensor, previous: Tensor
+    ) -> tuple[Tensor, ...]:
         red, green, blue = image.float().unbind(-1)
         mask = ((red > 90) & (red > 2 * green) & (red > 2 * blue)).float()  # [1, 64, 64]
         count = mask.sum((1, 2))
@@ -68,7 +75,8 @@ class Standin(nn.Module):
         known = memory[:, 2:]
         delta = torch.cat([gap * known, height - pose[:, 2:3]], 1)
         risk = (pose[:, 2:3] < 0.05).float()
-        return (delta / 0.02).clamp(-1.0, 1.0), memory, risk
+        action = (delta / 0.02).clamp(-1.0, 1.0)
+        return action, memory, 1.0 * action, risk, 1.0 * previous
 
 
 class StandinPolicy:
@@ -76,6 +84,15 @@ class StandinPolicy:
 
     def export_module(self) -> nn.Module:
         return Standin()
+
+
+@functools.lru_cache
+def standin_bundles() -> Path:
+    """A folder with one promoted stand-in for SafeReach; copy it before changing it."""
+    folder = Path(tempfile.mkdtemp(prefix="safe_o2o_standin_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_standin(folder, catalog.load("task", "safe_reach").config_class().spec())
+    return folder
 
 
 def write_standin(bundles: Path, spec: Spec, *, promote: bool = True) -> Path:

@@ -24,21 +24,18 @@ for needed, how in (
 ):
     pytest.importorskip(needed, reason=f"{needed} is not installed ({how})")
 
-from safe_o2o import catalog  # noqa: E402
 from safe_o2o.data.dataset import Dataset  # noqa: E402
 from safe_o2o.runtime.deployment import DeployReport, deploy, read_episode_lines  # noqa: E402
 from safe_o2o.runtime.process_group import PARENT_VARIABLE, DeploymentError  # noqa: E402
-from tests.standin_policy import write_standin  # noqa: E402
+from tests.standin_policy import standin_bundles  # noqa: E402
 
 pytestmark = pytest.mark.ros
 SPEED = 8.0
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    write_standin(folder, catalog.load("task", "safe_reach").config_class().spec())
-    return folder
+def bundles() -> Path:
+    return standin_bundles()
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +100,11 @@ def test_the_graph_does_what_one_process_does_and_goes_on_where_it_stopped(tmp_p
     lines = read_episode_lines(tmp_path / "ros")
     assert [line["episode"] for line in lines] == list(recorded.names)
     assert [len(line["outputs"]) for line in lines] == [len(episode) for episode in recorded]
-    assert "risk" in lines[0]["outputs"][0]
+    for line, episode in zip(lines, recorded, strict=True):
+        told = [[output[f"told.{i}"] for i in range(3)] for output in line["outputs"]]
+        assert told[0] == [0.0, 0.0, 0.0]
+        assert np.abs(np.array(told[1:]) - episode.array("action")[:-1]).max() < 1e-5
+        assert all("risk" in output for output in line["outputs"])
 
 
 LEARNER = '''

@@ -6,6 +6,7 @@ waiting for it makes sense; when it dies, the actor goes on with the last good b
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -112,11 +113,31 @@ class LearnerNode(GuardedNode):
         )
         now = self.get_clock().now().nanoseconds * 1e-9
         self._publisher.publish(record_to_msg("learner_status", status, now))
+        if self.failure:  # said once, then gone: whoever started us sees that, and why
+            self.exit_code, self.finished = 3, True
+
+    @property
+    def busy(self) -> bool:
+        """Whether the thread is still in a round, which cannot be interrupted."""
+        return self._thread is not None and self._thread.is_alive()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console script."""
-    return run_node(LearnerNode, argv)
+    nodes: list[LearnerNode] = []
+
+    def make() -> LearnerNode:
+        nodes.append(LearnerNode())
+        return nodes[0]
+
+    code = run_node(make, argv)
+    if nodes and nodes[0].busy:
+        # ROS is shut down and a round leaves nothing half-written; waiting for it would take
+        # minutes, and tearing the interpreter down under a thread in native code may crash.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

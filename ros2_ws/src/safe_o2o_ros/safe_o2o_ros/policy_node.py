@@ -22,10 +22,12 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from safe_o2o.errors import ConfigError
+from safe_o2o.runtime.actors import with_executed
 from safe_o2o.runtime.cartesian import CartesianDelta
 from safe_o2o.runtime.live_policy import LivePolicy
 from safe_o2o.runtime.rounds import count_episodes
 from safe_o2o.spaces import Spec
+from safe_o2o.types import RobotState
 from safe_o2o_ros import qos
 from safe_o2o_ros.conversions import (
     EpisodeCommitted,
@@ -184,6 +186,10 @@ class PolicyNode(GuardedNode):
             return
         state = robot_state(parts["measured"], parts["command"], self.task.joint_names)
         obs = self.cartesian.observe(state, image_from_msg(parts["image"]))
+        if self._before is not None:  # what the arm did, not what it was asked to do
+            did = self.cartesian.executed_action(self._before, state)
+            self.carry = with_executed(self.carry, did)
+        self._before = state
         self.latency.add("image_age", time.monotonic() - status.read_at)
         self.latency.add("image_age_twin", max(0.0, self._newest_stamp - status.stamp))
         with self.latency.time("inference"):
@@ -322,6 +328,7 @@ class PolicyNode(GuardedNode):
     def _clear_episode(self, episode: int, seed: int) -> None:
         self.episode, self.step_count = episode, 0
         self._asked, self._asked_at = -1.0, 0.0
+        self._before: RobotState | None = None
         if episode >= 0:
             self._recorded = count_episodes(self.config.run_dir) if self.config.run_dir else 0
             self.live.policy.seed(seed)

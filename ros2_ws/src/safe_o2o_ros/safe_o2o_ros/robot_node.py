@@ -17,7 +17,6 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import Executor
-from safe_o2o.safety.filter import SafetyFilter
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -27,6 +26,7 @@ from safe_o2o import catalog
 from safe_o2o.errors import ConfigError
 from safe_o2o.runtime.cartesian import certified_box
 from safe_o2o.runtime.control_loop import ControlLoop
+from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.types import RobotState, Verdict
 from safe_o2o_ros import qos
 from safe_o2o_ros.conversions import (
