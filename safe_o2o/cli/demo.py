@@ -288,7 +288,7 @@ class Demo:
         assert live is not None
         parity = bundle.read_manifest(live.directory).parity
         return (
-            f"{live.directory}: largest action difference to torch {parity['action']:.1e} over "
+            f"{live.directory}: largest action difference to torch {parity['max_abs_action_difference']:.1e} over "
             f"{parity['steps']} recorded steps with carried state"
         )
 
