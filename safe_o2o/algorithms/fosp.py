@@ -344,7 +344,11 @@ class Fosp:
             ahead = torch.stack(after[::-1], 1)
             target_p = losses.reach_target(violation[:, :-1], ahead, cfg.discount_reach)
         now, action = feature[:, :-1], data.action[:, :-1]
-        loss = losses.masked_mean(reach.nll(reach.raw(now), target_p)[0], pairs.valid)
+        raw_p = reach.raw(now)
+        tilt = losses.expectile_weight(
+            target_p - reach.decode(raw_p)[0].detach(), cfg.expectile_reach
+        )
+        loss = losses.masked_mean(2.0 * tilt * reach.nll(raw_p, target_p)[0], pairs.valid)
         raw = critic.raw(now, action)
         loss = loss + losses.masked_mean(critic.nll(raw, ahead).sum(0), pairs.valid)
         if imagined is not None:

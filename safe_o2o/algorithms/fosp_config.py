@@ -76,6 +76,10 @@ class FospConfig:
     expectile_reward: float = 0.8
     expectile_cost: float = 0.8
     """paper: the same as reward, an upper expectile (conservative)"""
+    expectile_reach: float = 0.5
+    """expectile of REF over the actions in the data; paper: 0.5, the mean, the risk of going on as
+    the data did. Lower values ask for the risk of going on carefully, so that a state is not called
+    lost because most of the data was careless there."""
     critic_target: Literal["imagined", "recorded"] = "imagined"
     """paper: imagined lambda-returns (L1) plus one-step targets on data (L2). `recorded`:
     lambda-returns along the recorded sequence."""
@@ -136,7 +140,7 @@ class FospConfig:
         for name in ("discount_reward", "discount_cost", "discount_reach", "lambda_"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"must be in [0, 1], got {getattr(self, name)}", where=name)
-        for name in ("expectile_reward", "expectile_cost"):
+        for name in ("expectile_reward", "expectile_cost", "expectile_reach"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ConfigError(f"must be in (0, 1), got {getattr(self, name)}", where=name)
         if self.cost_limit < 0 or self.penalty_coefficient <= 0:
