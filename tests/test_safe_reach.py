@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-pytest.importorskip("pybullet")
+pytest.importorskip("safe_o2o_sim.bullet")
 
 from safe_o2o_sim.make import make_env
 from safe_o2o_sim.pybullet_twin import PybulletTwin

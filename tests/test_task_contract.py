@@ -13,7 +13,7 @@ from safe_o2o.interfaces import Task
 from safe_o2o.runtime.robot_env import RobotEnv
 from safe_o2o.types import Source, Step, Verdict
 
-pytest.importorskip("pybullet")
+pytest.importorskip("safe_o2o_sim.bullet")
 from safe_o2o_sim.make import make_env
 
 

@@ -1,6 +1,6 @@
 """PyBullet without the banner that it prints when it is imported, which would tear progress bars.
 
-The banner comes from C and bypasses `sys.stdout`; so the file descriptor itself looks away.
+The banner comes from C and bypasses `sys.stderr`; so the file descriptors themselves look away.
 """
 
 from __future__ import annotations
@@ -8,20 +8,29 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-if "pybullet" not in sys.modules:
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Nothing that C code prints meanwhile is seen."""
     sys.stdout.flush()
-    _stdout, _nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(_nowhere, 1)
+    sys.stderr.flush()
+    kept, nowhere = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
     try:
-        import pybullet
-
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
         ctypes.CDLL(None).fflush(None)
     finally:
-        os.dup2(_stdout, 1)
-        os.close(_stdout)
-        os.close(_nowhere)
+        for descriptor, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, descriptor)
+            os.close(old)
+        os.close(nowhere)
 
-import pybullet
+
+with _unheard():
+    import pybullet
 
 __all__ = ["pybullet"]

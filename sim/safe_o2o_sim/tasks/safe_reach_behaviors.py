@@ -79,7 +79,7 @@ class Unsafe(_Behavior):
 
     _stream = 12
     noise = 0.35
-    aim_error = 0.035
+    aim_error = 0.04
     """Standard deviation of the aim on each axis of the table, m."""
 
     def reset(self, seed: int) -> None:
