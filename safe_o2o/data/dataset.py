@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Dataset:
         self.header = read_header(self.directory)
         self.spec = Spec.from_json(self.header["spec"])
         self.task = str(self.header["task"])
+        self._keep: Callable[[int], bool] | None = None
         self._names: list[str] = []
         self._opened: dict[str, Episode] = {}
         self.refresh()
@@ -98,6 +99,16 @@ class Dataset:
         write_atomic(directory / HEADER, header)
         return cls(directory)
 
+    def part(self, keep: Callable[[int], bool]) -> Dataset:
+        """A view for reading: only the episodes whose number `keep` accepts, later ones included.
+
+        Splits by number are the same however a dataset has grown.
+        """
+        view = Dataset(self.directory)
+        view._keep = keep
+        view.refresh()
+        return view
+
     def require(self, spec: Spec, task: str | None = None) -> None:
         """Refuse another spec or task.
 
@@ -121,6 +132,8 @@ class Dataset:
             ) from error
         # By number, not by name, so that episode 1000000 follows 999999.
         numbered = {index: name for name in found if (index := episode_index(name)) is not None}
+        if self._keep is not None:
+            numbered = {index: name for index, name in numbered.items() if self._keep(index)}
         before = set(self._names)
         self._names = [numbered[index] for index in sorted(numbered)]
         for name in before.difference(self._names):
@@ -189,6 +202,8 @@ class Dataset:
             raise DataError(
                 f"holds episodes of task {self.task!r}, not of {meta.task!r}", where=self.directory
             )
+        if self._keep is not None:
+            raise DataError("is a part, which is for reading", where=self.directory)
         while True:
             number = self._next_index() if index is None else index
             path = self.directory / episode_name(number)

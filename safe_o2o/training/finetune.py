@@ -21,6 +21,7 @@ from safe_o2o import config as settings
 from safe_o2o.algorithms.fosp_config import FospConfig
 from safe_o2o.data.batch import Batch
 from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.episode import Episode
 from safe_o2o.data.mixture import Mixture
 from safe_o2o.data.replay import Replay
 from safe_o2o.errors import CheckpointError, ConfigError
@@ -33,6 +34,8 @@ from safe_o2o.training.seed import seed_everything
 
 Progress = Callable[[int, int], None]
 DIRECTORY = "finetune"
+HELD_OUT_ONLINE = 5
+"""One online episode in so many is kept for the promotion check and never trained on."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,15 @@ class FineTuner:
 
     def _mixture(self) -> Mixture:
         online = Dataset(self.run_dir / "online")
+        known, _ = offline.split(self.offline_data, offline.HELD_OUT)
+        fresh, _ = offline.split(online, HELD_OUT_ONLINE)
         self.offline_data.spec.require_same(
             online.spec, mine=str(self.offline_data.directory), theirs=str(online.directory)
         )
         seed = self.algorithm.config.seed
         replays: dict[str, Replay] = {
-            "offline": offline.make_replay(self.algorithm, self.offline_data, seed),
-            "online": offline.make_replay(self.algorithm, online, seed + 1),
+            "offline": offline.make_replay(self.algorithm, known, seed),
+            "online": offline.make_replay(self.algorithm, fresh, seed + 1),
         }
         share = self.config.online_fraction
         mixture = Mixture(
@@ -189,6 +194,13 @@ class FineTuner:
         checkpoint.save(self.folder, state, self.meta, step=algorithm.online_step, keep=2)
         return report
 
+    def _held_out(self) -> list[Episode]:
+        """Episodes that no update has seen: of the new scene, and of the one it must not forget."""
+        _, old = offline.split(self.offline_data, offline.HELD_OUT)
+        _, new = offline.split(Dataset(self.run_dir / "online"), HELD_OUT_ONLINE)
+        half = max(1, self.config.promotion.episodes // 2)
+        return [*list(old)[-half:], *list(new)[-half:]]
+
     def _hand_over(self, index: int, metrics: Mapping[str, float]) -> RoundReport:
         """Export, check against the live bundle on held-out episodes, promote."""
         bundles, algorithm = self.run_dir / "bundles", self.algorithm
@@ -196,10 +208,11 @@ class FineTuner:
         name = self.meta.algorithm
         candidate = export_algorithm(algorithm, name, bundles, self.offline_data, facts).directory
         live = bundle.current(bundles)
-        online = Dataset(self.run_dir / "online")
-        held_out = [online[i] for i in range(len(online))][-self.config.promotion.episodes :]
         result = promote(
-            candidate, None if live is None else live.directory, held_out, self.config.promotion
+            candidate,
+            None if live is None else live.directory,
+            self._held_out(),
+            self.config.promotion,
         )
         if result.passed:
             bundle.set_current(bundles, candidate.name)

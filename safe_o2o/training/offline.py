@@ -21,6 +21,8 @@ from safe_o2o.training import checkpoint
 from safe_o2o.training.logger import MetricLog
 from safe_o2o.training.seed import seed_everything
 
+HELD_OUT = 20
+"""One offline episode in so many is kept for checks and never trained on."""
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
@@ -70,6 +72,14 @@ def build(name: str, config: Any, dataset: Dataset, device: str = "cpu") -> Any:
     return catalog.load("algorithm", name)(config, dataset.spec, statistics, device)
 
 
+def split(dataset: Dataset, every: int) -> tuple[Dataset, Dataset]:
+    """Training and held-out part: every `every`-th episode, by number, is never trained on."""
+    return (
+        dataset.part(lambda index: index % every != every - 1),
+        dataset.part(lambda index: index % every == every - 1),
+    )
+
+
 def make_replay(
     algorithm: Any, datasets: Dataset | list[Dataset], seed: int, cost_fraction: float = 0.0
 ) -> SequenceReplay | TransitionReplay:
@@ -116,7 +126,8 @@ def train_offline(
     seed_everything(config.seed)
     dataset = Dataset(data)
     algorithm = build(name, config, dataset, run.device)
-    replay = make_replay(algorithm, dataset, config.seed, run.cost_fraction)
+    train, _ = split(dataset, HELD_OUT)
+    replay = make_replay(algorithm, train, config.seed, run.cost_fraction)
     meta = checkpoint.Meta(
         algorithm=name, config=settings.to_json(config), spec=dataset.spec.to_json()
     )

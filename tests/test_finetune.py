@@ -1,0 +1,137 @@
+"""Fine-tuning: what may be imitated, what is held out, and a whole round on small data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from safe_o2o import bundle
+from safe_o2o.algorithms.fosp_config import preset
+from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.episode import EpisodeMeta
+from safe_o2o.errors import CheckpointError
+from safe_o2o.export.algorithm import export_algorithm
+from safe_o2o.training import checkpoint, offline
+from safe_o2o.training.finetune import (
+    HELD_OUT_ONLINE,
+    FineTuner,
+    FineTunerConfig,
+    imitable,
+    reward_follows,
+)
+from safe_o2o.training.offline import OfflineConfig, train_offline
+from safe_o2o.training.promotion import PromotionConfig
+from safe_o2o.types import Transition
+from tests.synthetic import SPEC, sequence_batch
+
+
+def fill(directory: Path, episodes: int, seed: int, length: int = 12) -> Dataset:
+    """Random episodes; even numbers end with reward, odd ones are cut off."""
+    dataset = Dataset.create(directory, SPEC, task="safe_reach")
+    generator = np.random.default_rng(seed)
+
+    def obs() -> dict[str, np.ndarray]:
+        return {
+            "image": generator.integers(0, 256, (64, 64, 3), dtype=np.uint8),
+            "tcp_pose": generator.random(5, dtype=np.float32),
+        }
+
+    for number in range(episodes):
+        good = number % 2 == 0
+        transitions = [
+            Transition(
+                obs=obs(),
+                action=generator.uniform(-1, 1, 3).astype(np.float32),
+                proposed_action=np.zeros(3, np.float32),
+                reward=float(good and t == length - 1),
+                cost=float(generator.random() < 0.1),
+                terminated=good and t == length - 1,
+                truncated=not good and t == length - 1,
+                stamp=0.2 * t,
+            )
+            for t in range(length)
+        ]
+        dataset.append(transitions, obs(), 0.2 * length, EpisodeMeta("safe_reach", seed=number))
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with dataset, checkpoint, first bundle and ten online episodes."""
+    run = tmp_path_factory.mktemp("run")
+    dataset = fill(run / "dataset", 40, seed=0)
+    config = replace(preset("tiny"), total_updates=3)
+    train_offline("fosp", config, run / "dataset", run / "checkpoints", OfflineConfig(threads=1))
+    algorithm = offline.build("fosp", config, dataset)
+    algorithm.load_state_dict(checkpoint.load(run / "checkpoints")["algorithm"])
+    report = export_algorithm(algorithm, "fosp", run / "bundles", dataset)
+    assert report.parity <= 1e-5
+    bundle.set_current(run / "bundles", "v000001")
+    fill(run / "online", 10, seed=1)
+    return run
+
+
+def test_only_rewarded_futures_are_imitated_online() -> None:
+    batch = sequence_batch(0, batch=2, steps=6, origin=1)
+    follows = [torch.zeros(0, dtype=torch.bool), torch.arange(12) < 6]
+    allowed = imitable(batch, follows).actor_mask
+    assert allowed is not None
+    assert allowed[0].tolist() == batch.action_mask[0].tolist()
+    assert not allowed[1].any()
+    offline_batch = sequence_batch(0, batch=2, steps=6, origin=0)
+    assert torch.equal(imitable(offline_batch, follows).actor_mask, offline_batch.action_mask)
+
+
+def test_reward_follows_until_the_reward_and_not_after(run: Path) -> None:
+    config = replace(preset("tiny"), total_updates=3)
+    algorithm = offline.build("fosp", config, Dataset(run / "dataset"))
+    replay = offline.make_replay(algorithm, Dataset(run / "online"), 0)
+    follows = reward_follows(replay).reshape(10, 13)
+    # Record t holds the reward on arrival: it lies ahead of all records but the last.
+    assert follows[0].tolist() == [True] * 12 + [False]
+    assert not follows[1].any()
+
+
+def test_held_out_episodes_are_never_sampled(run: Path) -> None:
+    train, held_out = offline.split(Dataset(run / "online"), HELD_OUT_ONLINE)
+    assert held_out.indices() == {4, 9} and not train.indices() & held_out.indices()
+
+
+def test_a_round_makes_a_bundle_once_and_resumes(run: Path) -> None:
+    # Untrained critics disagree about random pictures; the bounds are not what is tested here.
+    wide = PromotionConfig(
+        min_steps=10, max_disagreement=2.0, max_risk_increase=1.0, max_cost_increase=1e3,
+        latency_share=1.0,
+    )  # fmt: skip
+    config = FineTunerConfig(updates_per_round=2, threads=1, promotion=wide)
+    tuner = FineTuner(run, config)
+    made = tuner.round(0)
+    assert made == run / "bundles" / "v000002", made
+    pointer = bundle.current(run / "bundles")
+    assert pointer is not None and pointer.version == "v000002"
+    again = FineTuner(run, config)
+    assert again.algorithm.online and again.rounds == 1
+    assert again.round(0) == made  # done before: not trained again
+    assert again.algorithm.online_step == tuner.algorithm.online_step
+    report = json.loads((run / "finetune" / "round_000.json").read_text())
+    assert report["promoted"] and report["updates"] == 2 + preset("tiny").finetune.warmup
+
+
+def test_a_refused_bundle_does_not_go_live(run: Path) -> None:
+    strict = PromotionConfig(min_steps=10, max_disagreement=0.0)
+    before = bundle.current(run / "bundles")
+    tuner = FineTuner(run, FineTunerConfig(updates_per_round=1, threads=1, promotion=strict))
+    refusal = tuner.round(1)
+    assert isinstance(refusal, str) and "disagreement" in refusal
+    assert bundle.current(run / "bundles") == before
+
+
+def test_without_a_checkpoint_it_says_what_to_do(tmp_path: Path) -> None:
+    fill(tmp_path / "dataset", 2, seed=0)
+    with pytest.raises(CheckpointError, match="train first"):
+        FineTuner(tmp_path)
