@@ -131,14 +131,15 @@ def train_offline(
     meta = checkpoint.Meta(
         algorithm=name, config=settings.to_json(config), spec=dataset.spec.to_json()
     )
+    rows: list[dict[str, float]] = []  # metrics since the last line of the log
     newest = checkpoint.latest(out)
     if newest is not None:
         state = checkpoint.load(newest, expect=meta)
         algorithm.load_state_dict(state["algorithm"])
         replay.load_state_dict(state["replay"])
+        rows = state["rows"]
     start = algorithm.step
     log = MetricLog(out / "metrics.jsonl", resume_at=start)
-    rows: list[dict[str, float]] = []
     line: dict[str, float] = {}
     began = time.perf_counter()
     while algorithm.step < config.total_updates:
@@ -158,7 +159,11 @@ def train_offline(
         if progress is not None:
             progress(step, config.total_updates, line)
         if step % run.checkpoint_every == 0 or step == config.total_updates:
-            state = {"algorithm": algorithm.state_dict(), "replay": replay.state_dict()}
+            state = {
+                "algorithm": algorithm.state_dict(),
+                "replay": replay.state_dict(),
+                "rows": rows,
+            }
             newest = checkpoint.save(out, state, meta, step=step, keep=run.keep)
     log.close()
     assert newest is not None
