@@ -168,6 +168,7 @@ SMALL = FospConfig(
         head_units=256,
         decoder_size=32,
         decoder_depth=16,
+        decode_every=4,
         number_output="scalar",
         image_scale=0.02,
         reward_scale=1.0,

@@ -1,7 +1,7 @@
 """What FOSP deploys: encoder, recurrent state, actor and critics as one step function.
 
-`FospNet` holds every network. `FospPolicy` is the `Policy` behind `act`; `DecisionModule` is the same
-step with plain tensors in and out, which is what becomes the ONNX graph.
+`FospNet` holds every network. `FospPolicy` is the `Policy` behind `act`; `DecisionModule` is the
+same step with plain tensors in and out, which is what becomes the ONNX graph.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ class WorldModelConfig:
     decoder_size: Literal[64, 32] = 64
     """paper: 64. 32 decodes the image averaged over 2x2 pixels."""
     decoder_depth: int = 32
+    decode_every: int = 1
+    """decode one record in so many of each window, others at each update; paper: 1, all"""
     number_output: Literal["two_hot", "scalar"] = "two_hot"
     """likelihood of the reward and cost heads; paper: two_hot"""
     image_scale: float = 1.0
@@ -55,7 +57,15 @@ class WorldModelConfig:
     The deployed policy always computes in fp32."""
 
     def __post_init__(self) -> None:
-        for name in ("depth", "deter_dim", "latents", "classes", "hidden_dim", "head_units"):
+        for name in (
+            "decode_every",
+            "depth",
+            "deter_dim",
+            "latents",
+            "classes",
+            "hidden_dim",
+            "head_units",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, got {getattr(self, name)}", where=name)
 
@@ -171,6 +181,7 @@ class WorldModel(nn.Module):
         terminated: Tensor,
         mask: Tensor,
         decode: bool = True,
+        offset: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """All model losses, means over the valid records (fosp.md 2.2).
 
@@ -183,6 +194,7 @@ class WorldModel(nn.Module):
             terminated: on arrival `[B, T]`.
             mask: `[B, T]`, 0 on padding.
             decode: False leaves the image decoder out (fine-tuning on little data).
+            offset: any number that changes from update to update: which records are decoded.
 
         Returns:
             scalar loss and detached metrics.
@@ -201,23 +213,29 @@ class WorldModel(nn.Module):
                 self.cont(feature)[..., 0], 1.0 - terminated, reduction="none"
             ),
         }
-        if decode:
-            target = image.flatten(0, 1)
-            if cfg.decoder_size == 32:
-                target = nn.functional.avg_pool2d(target, 2)
-            with self._autocast(target.device):
-                decoded = self.decoder(feature.flatten(0, 1))
-            picture = losses.image_loss(decoded.float(), target)
-            terms["image"] = cfg.image_scale * picture.unflatten(0, image.shape[:2])
         if self.vector_decoder is not None:
             error = self.vector_decoder(feature) - self.vector_normalizer(vector)
             terms["vector"] = cfg.vector_scale * error.square().sum(-1)
         means = {name: losses.masked_mean(term, mask) for name, term in terms.items()}
+        if decode:
+            means["image"] = cfg.image_scale * self._image_loss(feature, image, mask, offset)
         total = torch.stack(list(means.values())).sum()
         metrics = {f"model/{name}": value.detach() for name, value in means.items()}
         metrics["model/loss"] = total.detach()
         metrics["model/plain_kl"] = losses.masked_mean(plain_kl, mask)
         return total, metrics
+
+    def _image_loss(self, feature: Tensor, image: Tensor, mask: Tensor, offset: int) -> Tensor:
+        every = min(self.config.decode_every, image.shape[1])
+        first = offset % every
+        shown = image[:, first::every]
+        target = shown.flatten(0, 1)
+        if self.config.decoder_size == 32:
+            target = nn.functional.avg_pool2d(target, 2)
+        with self._autocast(target.device):
+            decoded = self.decoder(feature[:, first::every].flatten(0, 1))
+        error = losses.image_loss(decoded.float(), target).unflatten(0, shown.shape[:2])
+        return losses.masked_mean(error, mask[:, first::every])
 
     def imagine(
         self, start: Latent, actor: nn.Module, horizon: int, generator: torch.Generator | None
