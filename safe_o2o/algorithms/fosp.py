@@ -130,7 +130,7 @@ class Fosp:
         return FospPolicy(net, base, self.spec, self.config.seed)
 
     def start_online(self) -> None:
-        """Freeze the policy as it is deployed now; from here on the online objective (fosp.md 4)."""
+        """Freeze the policy as it is deployed now; online objective from here on (fosp.md 4)."""
         if self._online:
             return
         if self.config.average_rate > 0:
