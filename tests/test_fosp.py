@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from safe_o2o.algorithms.fosp import Fosp, constant
+from safe_o2o.algorithms.fosp import Fosp
 from safe_o2o.algorithms.fosp_config import FospConfig, SelectionConfig, preset
+from safe_o2o.algorithms.fosp_objectives import constant
 from safe_o2o.algorithms.fosp_policy import DecisionModule
 from safe_o2o.algorithms.world_model import WorldModelConfig
 from safe_o2o.errors import ConfigError, UnknownNameError
@@ -29,20 +30,21 @@ def gradients(algorithm: Fosp, part: str) -> float:
     """Size of the gradient that actor, critic and REF losses send into the encoder."""
     net, batch = algorithm.net, sequence_batch(0)
     algorithm.update(batch)  # critics start at zero and send nothing at first
-    data = algorithm._records(batch)
+    part_of = algorithm.objectives
+    data = part_of.records(batch)
     seen = net.world_model.observe(
         data.image, data.vector, data.action, data.is_first, algorithm.generator
     )
     feature = net.feature(seen.latent, seen.embed)
     if algorithm.config.gradient == "stop":
         feature = feature.detach()
-    imagined = algorithm._imagine(seen, data) if algorithm._imagines else None
-    target = algorithm._critic_targets(feature, data, imagined)
+    imagined = part_of.imagine(seen, data) if part_of.imagines else None
+    target = part_of.critic_targets(feature, data)
     metrics: dict[str, torch.Tensor] = {}
     loss = {
-        "critic": lambda: algorithm._critic_loss(feature, data, target, imagined, metrics),
-        "reach": lambda: algorithm._reach_loss(feature, data, imagined, metrics),
-        "actor": lambda: algorithm._actor_loss(feature, data, target, imagined, metrics),
+        "critic": lambda: part_of.critic_loss(feature, data, target, imagined, metrics),
+        "reach": lambda: part_of.reach_loss(feature, data, imagined, metrics),
+        "actor": lambda: part_of.actor_loss(feature, data, target, imagined, metrics),
     }[part]()
     loss.backward()
     model = [p.grad for p in net.world_model.parameters() if p.grad is not None]
