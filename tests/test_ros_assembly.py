@@ -11,12 +11,11 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed (pip install 'safe_o
 assembly = pytest.importorskip(
     "safe_o2o_ros.assembly", reason="pip install ./ros2_ws/src/safe_o2o_ros"
 )
-from safe_o2o_ros.conversions import PolicyOutput, TaskStatus  # noqa: E402
-
 from safe_o2o.data.dataset import Dataset  # noqa: E402
 from safe_o2o.data.recorder import DirectRecorder  # noqa: E402
 from safe_o2o.spaces import ActionSpec, ArraySpec, ObservationSpec, Spec  # noqa: E402
 from safe_o2o.types import RobotState, Verdict  # noqa: E402
+from safe_o2o_ros.conversions import PolicyOutput, TaskStatus  # noqa: E402
 
 pytestmark = pytest.mark.ros
 SPEC = Spec(

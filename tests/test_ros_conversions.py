@@ -15,11 +15,11 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed (pip install 'safe_o
 conversions = pytest.importorskip(
     "safe_o2o_ros.conversions", reason="pip install ./ros2_ws/src/safe_o2o_ros"
 )
-from safe_o2o_ros.matching import StampMatcher  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from safe_o2o.errors import ConfigError  # noqa: E402
 from safe_o2o.types import Proposal, Source  # noqa: E402
+from safe_o2o_ros.matching import StampMatcher  # noqa: E402
 
 pytestmark = pytest.mark.ros
 NAMES = ("a", "b", "c")

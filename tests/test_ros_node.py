@@ -22,11 +22,11 @@ from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.signals import SignalHandlerOptions  # noqa: E402
-from safe_o2o_ros.parameters import setting  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 
 from safe_o2o.errors import ConfigError  # noqa: E402
 from safe_o2o.runtime.process_group import PARENT_VARIABLE, free_domain  # noqa: E402
+from safe_o2o_ros.parameters import setting  # noqa: E402
 
 pytestmark = pytest.mark.ros
 

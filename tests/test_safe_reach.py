@@ -9,17 +9,16 @@ import pytest
 
 pytest.importorskip("safe_o2o_sim.bullet")
 
+from safe_o2o.errors import ConfigError, RobotStateError
+from safe_o2o.runtime.cartesian import WORKSPACE, certified_box
+from safe_o2o.runtime.robot_env import RobotEnv
+from safe_o2o.types import Array, CertifiedCommand, Command, RobotState
 from safe_o2o_sim.make import make_env
 from safe_o2o_sim.pybullet_twin import PybulletTwin
 from safe_o2o_sim.randomization import VARIANTS, sample_layout
 from safe_o2o_sim.scene import BLUE, GREEN, RED, Block, SceneLayout
 from safe_o2o_sim.tasks.safe_reach import SafeReach, SafeReachConfig
 from safe_o2o_sim.tasks.safe_reach_behaviors import Expert, RandomWalk, Unsafe
-
-from safe_o2o.errors import ConfigError, RobotStateError
-from safe_o2o.runtime.cartesian import WORKSPACE, certified_box
-from safe_o2o.runtime.robot_env import RobotEnv
-from safe_o2o.types import Array, CertifiedCommand, Command, RobotState
 
 
 class Straight(Unsafe):

@@ -12,14 +12,13 @@ import pytest
 
 pytest.importorskip("safe_o2o_sim.bullet")
 
+from safe_o2o.types import CertifiedCommand, Command
 from safe_o2o_sim.make import make_env
 from safe_o2o_sim.pybullet_twin import PybulletTwin
 from safe_o2o_sim.randomization import VARIANTS, sample_layout
 from safe_o2o_sim.scene import SceneLayout
 from safe_o2o_sim.tasks.safe_reach_behaviors import Expert, RandomWalk, Unsafe
 from safe_o2o_sim.twin_camera import TwinCamera
-
-from safe_o2o.types import CertifiedCommand, Command
 
 
 def digest(env, behavior, seed: int) -> str:  # type: ignore[no-untyped-def]

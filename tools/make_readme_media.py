@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from browser import Browser
 from PIL import Image
 
+from browser import Browser
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.episode import Episode
 from safe_o2o.errors import DataError, SafeO2OError

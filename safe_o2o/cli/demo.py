@@ -287,8 +287,9 @@ class Demo:
             live = bundle.current(bundles)
         assert live is not None
         parity = bundle.read_manifest(live.directory).parity
+        difference = parity["max_abs_action_difference"]
         return (
-            f"{live.directory}: largest action difference to torch {parity['max_abs_action_difference']:.1e} over "
+            f"{live.directory}: largest action difference to torch {difference:.1e} over "
             f"{parity['steps']} recorded steps with carried state"
         )
 

@@ -56,4 +56,3 @@ def describe(report: OfflineReport) -> str:
     rate = f", {done / report.seconds:.1f} updates/s" if done else ""
     shown = ", ".join(f"{k} {report.metrics[k]:.3g}" for k in SHOWN if k in report.metrics)
     return f"trained to update {report.step} ({done} now{rate}); {shown}; {report.checkpoint}"
-

@@ -41,7 +41,7 @@ class TwoHot(nn.Module):
         self.register_buffer("bin", grid.to(torch.float32), persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Two-hot target `[..., bins]` of numbers `[...]`; values off the grid clamp to its ends."""
+        """Two-hot target `[..., bins]` of numbers `[...]`; off the grid they clamp to its ends."""
         y = torch.clamp(symlog(x), self.low, self.high)
         position = (y - self.low) / self.width
         below = torch.clamp(position.floor(), 0, self.size - 2)

@@ -59,9 +59,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         dims = [in_dim, *hidden_dims]
-        self.hidden = nn.Sequential(
-            *(NormLinear(a, b) for a, b in pairwise(dims))
-        )
+        self.hidden = nn.Sequential(*(NormLinear(a, b) for a, b in pairwise(dims)))
         self.output = nn.Linear(dims[-1], out_dim)
         init_output(self.output, out_scale)
 

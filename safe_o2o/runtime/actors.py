@@ -10,7 +10,6 @@ import numpy as np
 from safe_o2o.interfaces import Policy
 from safe_o2o.types import Array, Observation, Source
 
-
 PREVIOUS_ACTION = "previous_action"
 
 

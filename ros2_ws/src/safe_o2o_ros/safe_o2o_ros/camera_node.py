@@ -13,9 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diagnostic_msgs.msg import DiagnosticArray
-from safe_o2o_sim.pybullet_twin import PybulletTwin
-from safe_o2o_sim.scene import SceneLayout
-from safe_o2o_sim.twin_camera import TwinCamera
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 
@@ -34,6 +31,9 @@ from safe_o2o_ros.conversions import (
 from safe_o2o_ros.matching import StampMatcher
 from safe_o2o_ros.node import OK, WARN, GuardedNode, Health, run_node
 from safe_o2o_ros.parameters import setting
+from safe_o2o_sim.pybullet_twin import PybulletTwin
+from safe_o2o_sim.scene import SceneLayout
+from safe_o2o_sim.twin_camera import TwinCamera
 
 
 @dataclass(frozen=True)
