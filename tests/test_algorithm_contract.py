@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from safe_o2o import catalog
+from safe_o2o.export.onnx import PARITY_STEPS, export_bundle
 from safe_o2o.interfaces import Algorithm, Policy
+from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from tests.synthetic import SPEC, STATISTICS, sequence_batch
 
 
@@ -79,3 +82,33 @@ def test_policy_acts_in_range_and_depends_on_its_carry(name: str) -> None:
     assert torch.equal(action, again)
     noisy, _ = policy.act(obs, policy.initial_carry(4), deterministic=False)
     assert (noisy.abs() <= 1).all()
+
+
+@pytest.mark.parametrize("name", sorted(catalog.algorithms))
+def test_exported_graph_agrees_over_carried_state(name: str, tmp_path: Path) -> None:
+    algorithm = build(name)
+    for seed in range(4):
+        algorithm.update(sequence_batch(seed))
+    obs = sequence_batch(9, batch=PARITY_STEPS, steps=4).obs
+    recorded = [
+        {key: value[i, 0].numpy() for key, value in obs.items()} for i in range(PARITY_STEPS)
+    ]
+    report = export_bundle(
+        algorithm.policy,
+        SPEC,
+        tmp_path / "v000001",
+        algorithm=name,
+        parity_steps=recorded,
+        statistics=STATISTICS,
+        provenance={},
+        noise_seed=algorithm.config.seed,
+    )
+    assert report.steps == PARITY_STEPS >= 200 and report.parity <= 1e-5
+    graph = OnnxPolicy.load(report.directory, SPEC)
+    network, state = algorithm.policy, algorithm.policy.initial_carry(1)
+    carry = graph.initial_carry(1)
+    for step in recorded[:20]:  # deterministic noise included: both choose the same candidates
+        batch = {key: value[None] for key, value in step.items()}
+        expected, state = network.act(batch, state)
+        action, carry = graph.act(batch, carry)
+        assert abs(action - expected.numpy()).max() <= 1e-5

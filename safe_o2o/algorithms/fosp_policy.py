@@ -239,6 +239,11 @@ class DecisionModule(nn.Module):
         )
 
 
+def _tensor(array: Any) -> Tensor:
+    """A tensor of its own: frames from a file are read-only, which PyTorch cannot share."""
+    return array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
+
+
 class FospPolicy(nn.Module):
     """The `Policy` of FOSP; see `safe_o2o.interfaces.Policy`."""
 
@@ -270,7 +275,7 @@ class FospPolicy(nn.Module):
         self, obs: Mapping[str, Any], carry: dict[str, Tensor], deterministic: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Choose actions `[n, A]` for observations `[n, ...]`."""
-        arrays = [torch.as_tensor(obs[name]) for name in self.spec.observation.arrays]
+        arrays = [_tensor(obs[name]) for name in self.spec.observation.arrays]
         n, shape = arrays[0].shape[0], self._fixed.shape[1:]
         noise = self._fixed.expand(n, *shape)
         if not deterministic:
