@@ -206,7 +206,7 @@ SMALL = FospConfig(
     decay_start=0.5,
     total_updates=2000,
     average_rate=0.002,
-    selection=SelectionConfig(rule="reach", threshold=0.3),
+    selection=SelectionConfig(rule="reach", threshold=0.2),
     finetune=FineTuneConfig(
         actor="weighted",
         bc_scale=3.0,

@@ -66,7 +66,7 @@ BUDGETS = {
     ),
     "default": Budget(
         episodes=480,
-        updates=1600,
+        updates=2000,
         evaluation=100,
         deployed=4,
         rounds=4,
