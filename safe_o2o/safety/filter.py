@@ -232,6 +232,8 @@ class SafetyFilter:
         if path is None:
             if len(self._stop):
                 return self._play_stop(self._stopped_for, now)
+            if self._reached == len(self._target):
+                return self._play_stop("", now, Verdict.PASS)
             path = self._path = self._plan(self._target[self._reached :])
             # It was stopped on the way here: whatever follows is later than proposed.
             path.late, path.rate = path.late or self._stopped_for, 0.0
@@ -281,14 +283,19 @@ class SafetyFilter:
         swept = np.array([self._q, q, end])
         margin = 1.0
         for constraint in self.constraints:
-            before, now, after = constraint.clearance(swept)
-            bulge = max(constraint.bulge(q - self._q), constraint.bulge(end - q))
-            # Outside already (pushed by hand, bad start): only what does not lead farther out.
-            needed = min(0.0, before)
-            lowest = min(now, after) - bulge
-            if not lowest >= needed - 1e-12 and not (needed < 0.0 and min(now, after) >= needed):
+            clearance = np.asarray(constraint.clearance(swept), np.float64)
+            bulges = np.array([constraint.bulge(q - self._q), constraint.bulge(end - q)])
+            # In the positive, and before any min(): Python's min and max overlook a NaN.
+            if clearance.shape != (3,) or not (
+                (clearance > -np.inf).all() and (bulges >= 0.0).all()
+            ):
                 return constraint.name, None
-            margin = min(margin, lowest / constraint.range)
+            before, nearest = clearance[0], clearance[1:].min()
+            lowest = nearest - bulges.max()
+            # Outside already (pushed by hand, bad start): only what does not lead farther out.
+            if not (lowest >= -1e-12 or (before < 0.0 and nearest >= before)):
+                return constraint.name, None
+            margin = min(margin, float(lowest) / constraint.range)
         return "", (v, synchronous_brake(q, v, n, self.period), max(0.0, float(margin)))
 
     def _send(

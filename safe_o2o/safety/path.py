@@ -80,9 +80,22 @@ class JointPath:
 
     def velocities(self, v: Array) -> Array:
         """Velocities `[K + 1, n]`, rad/s, that the control ticks will see, the start's first."""
-        count = max(1, round(self.ticks))
-        points = np.array([self.at(min(float(k), self.ticks)) for k in range(count + 1)])
-        return np.vstack([v, np.diff(points, axis=0) / self._tick])
+        times = np.minimum(np.arange(max(1, round(self.ticks)) + 1.0), self.ticks)
+        return np.vstack([v, np.diff(self.positions(times), axis=0) / self._tick])
+
+    def positions(self, time: Array) -> Array:
+        """Joint positions `[K, n]` at path times `[K]` in ticks; `at` for many."""
+        count = len(self._point) - 1
+        s = np.minimum(time / self._per_step, float(count))
+        i = np.minimum(s.astype(np.int64), count - 1)
+        u = (s - i)[:, None]
+        w = u - 1.0
+        return np.asarray(
+            (1.0 + 2.0 * u) * w * w * self._point[i]
+            + u * u * (3.0 - 2.0 * u) * self._point[i + 1]
+            + u * w * w * self._tangent[i]
+            + u * u * w * self._tangent[i + 1]
+        )
 
     @property
     def ticks(self) -> float:
