@@ -1,0 +1,110 @@
+"""Wild input for the filter, and a judge that shares no code with it.
+
+Used by tests/test_filter_fuzz.py and, at length, by benchmarks/filter_tick.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pinocchio
+import yaml
+
+from safe_o2o.safety.filter import SafetyFilter
+from safe_o2o.types import Array, Proposal, RobotState
+
+SAFETY = Path(__file__).parents[1] / "safe_o2o" / "safety"
+BOX = ((0.30, -0.26, 0.01), (0.70, 0.26, 0.28))
+HOME = np.array([0.0, 0.06, 0.0, -2.35, 0.0, 2.41, 0.785])
+DT = 0.01
+
+
+class Judge:
+    """Recomputes everything from the maker's numbers: its own limits, its own kinematics."""
+
+    def __init__(self) -> None:
+        raw = yaml.safe_load((SAFETY / "robot_limits" / "panda.yaml").read_text())
+        keys = ("position_low", "position_high", "velocity", "acceleration")
+        self.low, self.high, self.velocity, self.acceleration = (np.array(raw[k]) for k in keys)
+        self.names = tuple(raw["joint_names"])
+        self.model = pinocchio.buildModelFromUrdf(str(SAFETY / "robot_models" / "panda.urdf"))
+        self.data = self.model.createData()
+        self.tool = self.model.getFrameId("panda_hand_tcp")
+        self.elbow = self.model.getFrameId("panda_link4")
+
+    def violations(self, before: Array, v: Array, q: Array) -> list[str]:
+        """What is wrong with the command q after `before` at velocity v."""
+        w, found = (q - before) / DT, []
+        if not np.isfinite(q).all():
+            return ["not finite"]
+        if (q < self.low - 1e-9).any() or (q > self.high + 1e-9).any():
+            found.append("position")
+        if (np.abs(w) > self.velocity * (1 + 1e-6)).any():
+            found.append("velocity")
+        if (np.abs(w - v) > self.acceleration * DT * (1 + 1e-6)).any():
+            found.append("acceleration")
+        for share in (0.25, 0.5, 0.75, 1.0):  # between the ticks too
+            pinocchio.forwardKinematics(self.model, self.data, before + share * (q - before))
+            tool = pinocchio.updateFramePlacement(self.model, self.data, self.tool).translation
+            elbow = pinocchio.updateFramePlacement(self.model, self.data, self.elbow).translation
+            if (tool < np.array(BOX[0]) - 1e-6).any() or (tool > np.array(BOX[1]) + 1e-6).any():
+                found.append("workspace")
+            if elbow[2] < -1e-6:
+                found.append("elbow")
+        return found
+
+
+@dataclass
+class Tally:
+    """What happened over a run."""
+
+    ticks: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    violations: Counter[str] = field(default_factory=Counter)
+
+
+def wild_run(ticks: int, seed: int) -> Tally:
+    """Drive the filter with garbage, jitter and noise; judge every command it returns."""
+    generator, judge, tally = np.random.default_rng(seed), Judge(), Tally()
+    filter_ = SafetyFilter.for_robot("panda", workspace=BOX, period=DT)
+    q, v, now = HOME.copy(), np.zeros(7), 0.0
+    filter_.reset(RobotState(q, v, q, now))
+    proposal: Proposal | None = None
+    for _ in range(ticks):
+        jitter = generator.random()
+        now += DT if jitter < 0.97 else float(generator.choice([0.0, -0.1, 0.1, 0.021]))
+        if generator.random() < 0.08:
+            proposal = wild_proposal(generator, judge.names, q, now)
+        measured = q + generator.normal(0.0, 5e-3, 7)
+        if generator.random() < 0.01:
+            measured[generator.integers(7)] = generator.choice([np.nan, np.inf, 9.0])
+        decision = filter_.certify(RobotState(measured, v, q, now), proposal, now)
+        tally.verdicts[decision.verdict.name] += 1
+        tally.violations.update(judge.violations(q, v, decision.command.q))
+        v, q = (decision.command.q - q) / DT, decision.command.q
+        tally.ticks += 1
+    return tally
+
+
+def wild_proposal(
+    generator: np.random.Generator, names: tuple[str, ...], q: Array, now: float
+) -> Proposal | None:
+    """Targets near, far, extreme, not finite, permuted, misnamed, old or from the future."""
+    kind = generator.random()
+    if kind < 0.03:
+        return None
+    target = q + generator.normal(
+        0.0, generator.choice([0.01, 0.1, 0.4]), (generator.integers(1, 5), 7)
+    )
+    if kind < 0.08:
+        target[0, generator.integers(7)] = generator.choice([np.nan, np.inf, -np.inf, 1e300])
+    if kind > 0.95:
+        names = tuple(generator.permutation(names)) if kind > 0.97 else ("nobody", *names[1:])
+    if kind > 0.99:
+        target = target[:, :5]
+    age = float(generator.choice([0.0, 0.0, 0.0, 0.05, 3.0, -3.0]))
+    period = float(generator.choice([0.2, 0.2, 0.1, 0.033, 0.01, 0.0, np.nan]))
+    return Proposal(target, period, now - age, names)
