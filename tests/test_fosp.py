@@ -133,17 +133,37 @@ def test_expansion_chooses_with_the_probabilities_of_the_paper() -> None:
     q_reward = torch.tensor([[1.0, 0.8]]).expand(20_000, 2)
     q_cost = torch.tensor([[2.0, 0.5]]).expand(20_000, 2)
     noise = torch.randn(20_000, 16, 3, generator=torch.Generator().manual_seed(0))
-    index = module.choose(q_reward, q_cost, torch.zeros_like(q_cost), noise)
+    action = torch.tensor([[0.0], [1.0]]).expand(20_000, 2, 1)
+    chosen = module.choose(action, q_reward, q_cost, torch.zeros_like(q_cost), noise)
     # T10: P = (0.562177, 0.437823); three standard errors are 0.0105.
-    assert (index == 0).float().mean().item() == pytest.approx(0.562177, abs=0.0105)
+    assert (chosen == 0).float().mean().item() == pytest.approx(0.562177, abs=0.0105)
 
 
 def test_reach_rule_keeps_the_mean_unless_it_is_risky_and_fails_closed() -> None:
     module, _ = decision("reach")
-    risk = torch.tensor([[0.05, 0.01, 0.9], [0.4, 0.3, 0.2], [float("nan"), 0.3, 0.2]])
-    index = module.choose(torch.zeros(3, 3), torch.zeros(3, 3), risk, torch.zeros(3, 16, 3))
-    assert index[0].item() == 0 and index[1].item() == 2
-    assert not risk[2, 0] <= 0.1  # NaN is never "known to be small"
+    threshold, blend = module.selection.threshold, module.selection.blend
+    mean_risk = torch.tensor([0.0, threshold, threshold + blend / 2, threshold + blend, 0.9])
+    risk = torch.stack([mean_risk, torch.zeros(5), torch.full((5,), 0.9)], 1)
+    action = torch.tensor([[0.0], [1.0], [-1.0]]).expand(5, 3, 1)
+    none = torch.zeros(5, 3)
+    chosen = module.choose(action, none, none, risk, torch.zeros(5, 16, 3))[:, 0]
+    assert chosen[:2].tolist() == [0.0, 0.0]
+    assert chosen[2].item() == pytest.approx(0.5, abs=0.01)
+    assert chosen[3:].tolist() == pytest.approx([1.0, 1.0], abs=0.02)
+    risk = torch.tensor([[float("nan"), 0.1, 0.1]])
+    unknown = module.choose(action[:1], none[:1], none[:1], risk, torch.zeros(1, 16, 3))
+    assert not torch.isfinite(unknown).any()  # the runtime refuses an action that is no number
+
+
+def test_reach_rule_does_not_jump() -> None:
+    module, _ = decision("reach")
+    generator = torch.Generator().manual_seed(0)
+    risk = torch.rand(5000, 17, generator=generator)
+    action = torch.rand(5000, 17, 3, generator=generator) * 2 - 1
+    none, noise = torch.zeros(5000, 17), torch.zeros(5000, 16, 3)
+    before = module.choose(action, none, none, risk, noise)
+    after = module.choose(action, none, none, risk + 1e-7 * torch.randn(risk.shape), noise)
+    assert (before - after).abs().max().item() < 5e-5
 
 
 def test_decision_resets_itself_at_the_start_of_an_episode() -> None:

@@ -20,14 +20,19 @@ class SelectionConfig:
 
     rule: Literal["expansion", "reach", "mean"] = "expansion"
     """paper: expansion (softmax over the frozen and the new policy, fosp.md 4.1; offline there is
-    only one policy). `reach`: the mean action unless its reach probability exceeds the threshold,
-    else the candidate with the smallest. `mean`: the mean action."""
+    only one policy). `reach`: the mean action as long as its reach probability is below the
+    threshold, beyond it more and more the candidates with small ones. `mean`: the mean action."""
     samples: int = 16
     """candidates around the mean (rule `reach`)"""
     sample_std: float = 0.25
     """their standard deviation, in action units"""
     threshold: float = 0.1
-    """reach probability up to which the mean action is taken"""
+    """reach probability up to which the mean action is taken unchanged"""
+    blend: float = 0.1
+    """from threshold to threshold + blend the action moves over to the safest candidates: without a
+    jump, so that a rounding error never decides between two actions"""
+    risk_temperature: float = 0.02
+    """candidates count by exp(-risk / risk_temperature): how strict "safest" is"""
     cost_coefficient: float = 0.1
     """k_c of the expansion score Q^r - k_c Q^c"""
     inverse_temperature: float = 5.0

@@ -152,7 +152,7 @@ class DecisionModule(nn.Module):
         # The same draw at every step makes a deterministic policy of a sampled choice.
         self.deterministic_noise = {"noise": "fixed"}
         self.input_names = [*spec.observation.arrays, *sizes, *self.noise_inputs]
-        diagnostics = ["mean_action", "q_reward", "q_cost", "risk", "mean_risk", "reach", "chosen"]
+        diagnostics = ["mean_action", "q_reward", "q_cost", "risk", "mean_risk", "reach"]
         self.output_names = ["action", *self.carry_names.values(), *diagnostics]
 
     def example_inputs(self) -> tuple[Tensor, ...]:
@@ -180,23 +180,29 @@ class DecisionModule(nn.Module):
             parts = [mean, sampled] if base is None else [mean, base.unsqueeze(1), sampled]
         return torch.cat(parts, 1).clamp(-1.0, 1.0)
 
-    def choose(self, q_reward: Tensor, q_cost: Tensor, risk: Tensor, noise: Tensor) -> Tensor:
-        """Index `[N, 1]` of the chosen candidate from their critics `[N, K]`."""
+    def choose(
+        self, action: Tensor, q_reward: Tensor, q_cost: Tensor, risk: Tensor, noise: Tensor
+    ) -> Tensor:
+        """The action `[N, A]` out of candidates `[N, K, A]` and their critics `[N, K]`.
+
+        Rule `reach` is continuous in the risks; a risk that is not a number makes an action that is
+        none either, which no runtime lets pass.
+        """
+        if self.selection.rule == "mean":
+            return action[:, 0]
         if self.selection.rule == "reach":
-            # In steps of 0.001, so that rounding never decides between candidates that are equally
-            # safe: the network and its exported graph must choose the same one.
-            risk = torch.round(risk * 1000.0) / 1000.0
-            safest = risk.argmin(-1, keepdim=True)
-            # In the positive: only a risk that is known to be small keeps the mean action.
-            keep = risk[:, :1] <= self.selection.threshold
-            return torch.where(keep, torch.zeros_like(safest), safest)
+            weight = torch.softmax(-risk / self.selection.risk_temperature, -1)
+            safest = (weight.unsqueeze(-1) * action).sum(1)
+            excess = (risk[:, :1] - self.selection.threshold) / self.selection.blend
+            return torch.lerp(action[:, 0], safest, excess.clamp(0.0, 1.0))
         score = losses.expansion_log_weight(
             q_reward, q_cost, self.selection.cost_coefficient, self.selection.inverse_temperature
         )
         # Gumbel-max from normal noise through its distribution function.
         uniform = 0.5 * (1.0 + torch.erf(noise[:, : score.shape[1], -1] / 2.0**0.5))
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-6, 1.0 - 1e-6)))
-        return (score + gumbel).argmax(-1, keepdim=True)
+        index = (score + gumbel).argmax(-1).view(-1, 1, 1)
+        return torch.gather(action, 1, index.expand(-1, -1, action.shape[-1]))[:, 0]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class; every tensor has a leading batch axis N."""
@@ -221,8 +227,9 @@ class DecisionModule(nn.Module):
         wide = feature.unsqueeze(1).expand(-1, action.shape[1], -1)
         q_reward, q_cost = self.net.q_reward(wide, action), self.net.q_cost(wide, action)
         risk = self.net.q_reach(wide, action)
-        index = self.choose(q_reward, q_cost, risk, noise)
-        chosen = torch.gather(action, 1, index.unsqueeze(-1).expand(-1, -1, action.shape[-1]))[:, 0]
+        chosen = self.choose(action, q_reward, q_cost, risk, noise)
+        q_reward, q_cost = self.net.q_reward(feature, chosen), self.net.q_cost(feature, chosen)
+        chosen_risk = self.net.q_reach(feature, chosen)
         reach = self.net.value["reach"](feature)[0].unsqueeze(-1)
         return (
             chosen,
@@ -230,12 +237,11 @@ class DecisionModule(nn.Module):
             chosen,
             *carry,
             mean,
-            torch.gather(q_reward, 1, index),
-            torch.gather(q_cost, 1, index),
-            torch.gather(risk, 1, index),
+            q_reward.unsqueeze(-1),
+            q_cost.unsqueeze(-1),
+            chosen_risk.unsqueeze(-1),
             risk[:, :1],
             reach,
-            index.to(torch.float32),
         )
 
 

@@ -24,7 +24,7 @@ from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.episode import Episode
 from safe_o2o.data.mixture import Mixture
 from safe_o2o.data.replay import Replay
-from safe_o2o.errors import CheckpointError, ConfigError
+from safe_o2o.errors import BundleError, CheckpointError, ConfigError
 from safe_o2o.export.algorithm import export_algorithm
 from safe_o2o.files import write_atomic
 from safe_o2o.training import checkpoint, offline
@@ -206,7 +206,12 @@ class FineTuner:
         bundles, algorithm = self.run_dir / "bundles", self.algorithm
         facts = {"round": index, "online_updates": algorithm.online_step}
         name = self.meta.algorithm
-        candidate = export_algorithm(algorithm, name, bundles, self.offline_data, facts).directory
+        try:
+            candidate = export_algorithm(
+                algorithm, name, bundles, self.offline_data, facts
+            ).directory
+        except BundleError as error:  # the actor goes on with the last good one, and so do we
+            return RoundReport("", False, [], str(error), algorithm.online_step, metrics)
         live = bundle.current(bundles)
         result = promote(
             candidate,
