@@ -1,0 +1,94 @@
+"""Every constraint of the catalogue: rows against finite differences, bulges that bound, finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from safe_o2o import catalog
+from safe_o2o.interfaces import Constraint
+from safe_o2o.safety.kinematics import POSTURES, Kinematics
+from safe_o2o.safety.limits import RobotLimits
+from tests.invariance import BOX
+
+LIMITS = RobotLimits.load("panda")
+HOME = np.array(POSTURES["panda"])
+
+
+def build(name: str) -> Any:
+    cls = catalog.load("constraint", name)
+    if name == "joint_limits":
+        return cls(LIMITS)
+    kinematics = Kinematics("panda", (LIMITS.tool_frame, LIMITS.elbow_frame))
+    return cls(kinematics, *BOX)
+
+
+@pytest.mark.parametrize("name", sorted(catalog.constraints))
+def test_rows_and_clearance_are_finite_and_of_the_right_shape(name: str) -> None:
+    constraint = build(name)
+    assert isinstance(constraint, Constraint) and constraint.name == name and constraint.range > 0
+    generator = np.random.default_rng(0)
+    q = generator.uniform(LIMITS.q_low, LIMITS.q_high, (50, 7))
+    assert np.isfinite(constraint.clearance(q)).all() and constraint.clearance(q).shape == (50,)
+    for row in q:
+        g, h = constraint.rows(row, np.zeros(7), 0.01)
+        assert g.shape == (len(h), 7) and np.isfinite(g).all() and np.isfinite(h).all()
+
+
+@pytest.mark.parametrize("name", sorted(catalog.constraints))
+def test_a_step_inside_the_rows_keeps_the_clearance(name: str) -> None:
+    """G w <= h, linearised or exact, against the true clearance after the step."""
+    constraint, dt = build(name), 0.01
+    generator = np.random.default_rng(1)
+    tried = 0
+    for _ in range(400):
+        q = HOME + generator.normal(0.0, 0.3, 7)
+        w = generator.normal(0.0, 1.0, 7)
+        if not constraint.clearance(q[None])[0] > 0:
+            continue
+        g, h = constraint.rows(q, w, dt)
+        if not (g @ w <= h).all():
+            continue
+        tried += 1
+        after = constraint.clearance((q + w * dt)[None])[0]
+        # The rows are linear: curvature over the whole step is at most four bulges (L^2 / 2).
+        assert after >= -4.0 * constraint.bulge(w * dt) - 1e-9
+    assert tried > 50
+
+
+def test_workspace_rows_are_the_gradients_of_its_planes() -> None:
+    workspace, dt, eps = build("workspace"), 0.01, 1e-6
+    q = HOME + 0.1
+    g, h = workspace.rows(q, np.zeros(7), dt)
+    for joint in range(7):
+        step = np.eye(7)[joint] * eps
+        high = workspace.rows(q + step, np.zeros(7), dt)[1] * dt
+        low = workspace.rows(q - step, np.zeros(7), dt)[1] * dt
+        assert np.allclose(-(high - low) / (2 * eps), g[:, joint], atol=1e-6)
+    assert np.isclose(workspace.clearance(q[None])[0], h.min() * dt)
+
+
+@pytest.mark.parametrize("name", sorted(catalog.constraints))
+def test_bulge_bounds_the_dip_between_two_configurations(name: str) -> None:
+    constraint = build(name)
+    generator = np.random.default_rng(2)
+    for _ in range(200):
+        a = HOME + generator.normal(0.0, 0.3, 7)
+        step = generator.normal(0.0, 0.05, 7)
+        between = a + np.linspace(0.0, 1.0, 21)[:, None] * step
+        clearance = constraint.clearance(between)
+        ends = min(clearance[0], clearance[-1])
+        assert clearance.min() >= ends - constraint.bulge(step) - 1e-12
+    assert constraint.bulge(np.zeros(7)) == 0.0
+
+
+def test_joint_rows_are_the_exact_discrete_box() -> None:
+    constraint, dt = build("joint_limits"), 0.01
+    q = LIMITS.q_high - 0.001
+    g, h = constraint.rows(q, np.full(7, 0.05), dt)
+    high, low = h[:7], -h[7:]
+    assert np.array_equal(g, np.vstack([np.eye(7), -np.eye(7)]))
+    assert (q + high * dt <= LIMITS.q_high + 1e-12).all()
+    assert (low <= high).all() and (np.abs(low) <= LIMITS.velocity).all()
