@@ -174,9 +174,10 @@ class Fosp:
         ema_update(self.slow["value"], self.net.value, 1.0 if first else cfg.slow_rate)
         rate = cfg.finetune.average_rate if self.online else cfg.average_rate
         if rate > 0:
-            # A short memory at first, or the random start would be averaged in for long.
-            steps = self.online_step if self.online else self.step
-            ema_update(self.average, self.net, max(rate, 9.0 / (10.0 + steps)))
+            # A short memory at first, or the random start would be averaged in for long. Online
+            # the start is the best there is: the average leaves it slowly.
+            ramp = 0.0 if self.online else 9.0 / (10.0 + self.step)
+            ema_update(self.average, self.net, max(rate, ramp))
 
     # ------------------------------------------------------------------ saving
 

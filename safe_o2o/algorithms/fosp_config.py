@@ -214,11 +214,11 @@ SMALL = FospConfig(
     selection=SelectionConfig(rule="reach", threshold=0.2),
     finetune=FineTuneConfig(
         actor="weighted",
-        bc_scale=3.0,
-        learning_rate=2e-4,
+        bc_scale=24.0,
+        learning_rate=5e-5,
         warmup=30,
         decode=False,
-        average_rate=0.02,
+        average_rate=0.01,
     ),
 )
 
