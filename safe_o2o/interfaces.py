@@ -140,16 +140,18 @@ class Constraint(Protocol):
         ...
 
     def clearance(self, q: Array) -> Array:
-        """Signed distance to the limit of each configuration `[K, n]` -> `[K]`; >= 0 is legal.
+        """Signed distances of each configuration `[K, n]` to each limit, `[K, m]`; >= 0 is legal.
 
-        In the constraint's own unit (rad, m); the swept check interpolates between neighbours.
+        In the constraint's own unit (rad, m). Limit by limit, because an arm that starts outside
+        one of them must not pay for its way back with another.
         """
         ...
 
     def bulge(self, step: Array) -> float:
-        """Bound on how far clearance may dip between two configurations `step` `[n]` apart.
+        """Bound b on how far a clearance may dip between two configurations `step` `[n]` apart.
 
-        Below the smaller of its values at both ends, in the constraint's own unit.
+        Below the line between its values at both ends, by at most 4 b t (1 - t) at the share t of
+        the way; in the constraint's own unit.
         """
         ...
 

@@ -99,6 +99,9 @@ GUARDS: list[tuple[str, Callable[[Bench], Proposal | None]]] = [
     ("proposal_names", lambda b: b.propose(HOME, joint_names=(*NAMES[:-1], NAMES[0]))),
     ("proposal_period", lambda b: b.propose(HOME, period=float("nan"))),
     ("proposal_period", lambda b: b.propose(HOME, period=0.0)),
+    ("proposal_period", lambda b: b.propose(HOME, period=1e9)),
+    ("target_far", lambda b: b.propose(HOME, HOME + 1.5)),
+    ("target_far", lambda b: b.propose(HOME, np.full(7, 1.7e308), np.full(7, -1.7e308))),
     ("proposal_stale", lambda b: b.propose(HOME, stamp=b.time - 5.0)),
     ("proposal_stale", lambda b: b.propose(HOME, stamp=b.time + 5.0)),
     ("proposal_not_finite", lambda b: b.propose(HOME, stamp=float("nan"))),
@@ -127,6 +130,11 @@ def test_bad_proposals_play_the_stored_stop(
     [
         ("state_invalid", DT, {"q": np.full(7, np.nan)}),
         ("state_invalid", DT, {"q": np.zeros(6)}),
+        ("state_invalid", DT, {"dq": np.full(7, np.inf)}),
+        ("state_stale", DT, {"stamp": -1.0}),
+        ("state_stale", DT, {"stamp": float("nan")}),
+        ("command_mismatch", DT, {"q_command": HOME + 0.02}),
+        ("command_mismatch", DT, {"q_command": np.full(7, np.nan)}),
         ("tracking_error", DT, {"q": HOME + 0.5}),
         ("clock_jump", 0.0, {}),
         ("clock_jump", -1.0, {}),
@@ -188,6 +196,52 @@ def test_outside_its_limits_it_only_moves_back() -> None:
     assert bench.q[0] == pytest.approx(better[0])
 
 
+def test_the_way_back_into_one_limit_does_not_leave_another() -> None:
+    q = HOME.copy()
+    q[0], q[1] = LIMITS.q_high[0] + 0.2, LIMITS.q_high[1] - 0.01
+    bench = Bench(SafetyFilter(LIMITS, [JointLimits(LIMITS)], DT), q)
+    trade = q.copy()
+    trade[0] -= 0.1
+    trade[1] += 0.1
+    decisions = bench.run(bench.propose(trade), 20)
+    assert decisions[-1].verdict is Verdict.STOPPED and decisions[-1].reason == "joint_limits"
+    assert bench.q[1] <= LIMITS.q_high[1]
+
+
+def test_a_loop_that_ticks_too_often_is_stopped_and_jitter_is_not() -> None:
+    fast, jittery = Bench(), Bench()
+    proposal = fast.propose(HOME + 0.05)
+    answers = [fast.tick(proposal, DT / 10) for _ in range(10)]
+    assert answers[0].verdict is Verdict.PASS
+    assert answers[-1].reason == "clock_fast" and answers[-1].verdict is Verdict.STOPPED
+    proposal = jittery.propose(HOME + 0.05)
+    for dt in [1.9 * DT, 0.1 * DT] * 10:
+        assert jittery.tick(proposal, dt).verdict is Verdict.PASS
+
+
+def test_a_reset_to_nonsense_in_motion_plays_the_stop_to_its_end() -> None:
+    bench = Bench()
+    proposal = bench.propose(HOME + 0.05)
+    bench.run(proposal, 10)
+    path, nowhere = [bench.q], np.full(7, np.nan)
+    bench.filter.reset(bench.state(q=nowhere))
+    path += [bench.tick(proposal, q=nowhere).command.q for _ in range(10)]
+    change = np.abs(np.diff(path, n=2, axis=0)) / DT**2
+    assert (change <= LIMITS.acceleration * (1 + 1e-6)).all()
+    assert np.array_equal(path[-1], path[-2])
+    proposal = bench.propose(HOME + 0.05)  # and from there it goes on
+    assert {d.verdict for d in bench.run(proposal, 20)} == {Verdict.PASS}
+
+
+def test_nobody_can_write_into_a_certified_command() -> None:
+    bench = Bench()
+    proposal = bench.propose(HOME + 0.02)
+    for decision in bench.run(proposal, 30):
+        for array in (decision.command.q, decision.command.dq):
+            with pytest.raises(ValueError):
+                array[0] = 99.0
+
+
 class Broken(JointLimits):
     """A constraint that answers nonsense after a while."""
 
@@ -207,11 +261,13 @@ def explode(q: Array) -> Array:
 @pytest.mark.parametrize(
     "answer",
     [
-        lambda q: np.full(len(q), np.nan),
-        lambda q: np.array([1.0, np.nan, 1.0]),
-        lambda q: np.array([1.0, 1.0, np.nan]),
-        lambda q: np.full(len(q), -np.inf),
-        lambda q: np.ones(1),
+        lambda q: np.full((3, 1), np.nan),
+        lambda q: np.array([[1.0], [np.nan], [1.0]]),
+        lambda q: np.array([[1.0, 1.0], [1.0, 1.0], [1.0, np.nan]]),
+        lambda q: np.full((3, 2), -np.inf),
+        lambda q: np.ones(3),
+        lambda q: np.ones((1, 1)),
+        lambda q: np.ones((3, 0)),
         explode,
     ],
 )

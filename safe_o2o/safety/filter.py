@@ -9,18 +9,20 @@ them, for any proposal (online_safety.md 6.5), as long as it follows its set-poi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.interfaces import Constraint
 from safe_o2o.safety.braking import synchronous_brake, synchronous_ticks
+from safe_o2o.safety.guards import FilterConfig as FilterConfig
+from safe_o2o.safety.guards import Guards, joint_vector
 from safe_o2o.safety.joint_limits import JointLimits
 from safe_o2o.safety.kinematics import Kinematics
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.path import JointPath
-from safe_o2o.safety.workspace import Workspace
+from safe_o2o.safety.workspace import Box, HalfPlane, Workspace
 from safe_o2o.types import (
     Array,
     CertifiedCommand,
@@ -37,30 +39,8 @@ SLACK = 1e-9
 """Relative slack of speed and acceleration checks: rounding must not refuse the limit itself."""
 
 
-@dataclass(frozen=True)
-class FilterConfig:
-    """Tolerances of the guards.
-
-    Attributes:
-        max_proposal_age: oldest observation behind a proposal, beyond the proposal's own length, s.
-        max_future: how far a stamp may lie ahead of the clock, s.
-        max_tick: longest time between two ticks, in control periods.
-        tracking_tolerance: largest distance between commanded and measured joint position, rad.
-        first_reject: a first target farther from the last command than this is refused, rad. One
-            that is nearer, but out of reach within one policy period at the speed limit, is
-            approached within the limits and counts as corrected.
-    """
-
-    max_proposal_age: float = 0.5
-    max_future: float = 0.05
-    max_tick: float = 5.0
-    tracking_tolerance: float = 0.2
-    first_reject: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not (np.isfinite(value) and value > 0):
-                raise ConfigError(f"must be positive, got {value}", where=name)
+ROUNDING = 1e-12
+"""Clearance, in a constraint's unit, that is lost to rounding and does not count."""
 
 
 class SafetyFilter:
@@ -90,18 +70,25 @@ class SafetyFilter:
         self.limits, self.constraints, self.period = limits, tuple(constraints), period
         self.config = config or FilterConfig()
         self._n = len(limits.joint_names)
+        self._guards = Guards(limits, period, self.config)
         self._speed = limits.velocity * (1.0 + SLACK)
         self._change = limits.acceleration * period * (1.0 + SLACK)
-        self._ready = False
-        self.reset_count = 0
+        # Until there is a finite pose: a driver refuses what is not finite, and stays still.
+        self._ready, self._sent = False, False
+        self._q, self._v = np.full(self._n, np.nan), np.zeros(self._n)
+        self._stop = np.empty((0, self._n))
+        self._stopped_for, self._margin = "", 0.0
+        self._forget()
 
     @classmethod
     def for_robot(
         cls,
         robot: str = "panda",
         *,
-        workspace: tuple[Sequence[float], Sequence[float]],
+        workspace: Box,
         table_height: float = 0.0,
+        elbow_workspace: Box | None = None,
+        half_planes: Sequence[HalfPlane] = (),
         period: float = 0.01,
         config: FilterConfig | None = None,
         velocity_scale: float = 1.0,
@@ -112,7 +99,9 @@ class SafetyFilter:
         Args:
             robot: name of the arm.
             workspace: lowest and highest tool position, m, base frame.
-            table_height: lowest z of the elbow, m.
+            table_height: lowest z of tool and elbow, m.
+            elbow_workspace: lowest and highest elbow position, m, if it has a box of its own.
+            half_planes: further half-planes for tool and elbow: normal and offset, m.
             period: control period, s.
             config: tolerances.
             velocity_scale: share of the arm's speed limits, in (0, 1].
@@ -124,8 +113,9 @@ class SafetyFilter:
         """
         limits = RobotLimits.load(robot).scaled(velocity_scale, acceleration_scale)
         kinematics = Kinematics(robot, (limits.tool_frame, limits.elbow_frame))
-        low, high = (np.asarray(corner, np.float64) for corner in workspace)
-        walls = Workspace(kinematics, low, high, table_height)
+        walls = Workspace(
+            kinematics, *workspace, table_height, elbow=elbow_workspace, half_planes=half_planes
+        )
         return cls(limits, (JointLimits(limits), walls), period, config)
 
     # ------------------------------------------------------------------ interface
@@ -133,19 +123,23 @@ class SafetyFilter:
     def reset(self, state: RobotState) -> None:
         """Start from the measured pose, at rest, with nothing to do.
 
-        A pose that is not finite leaves the filter unready: it then holds whatever it held before.
+        A pose that is not finite is none: a stop in progress is played to its end, and the filter
+        starts from the first finite pose that follows.
         """
-        self.reset_count += 1
-        self._path: JointPath | None = None
-        self._proposal: Proposal | None = None
-        self._proposal_ok = ""
-        self._last_now: float | None = None
-        q = np.array(state.q, np.float64)
-        self._ready = q.shape == (self._n,) and bool(np.isfinite(q).all())
-        if self._ready:
+        self._forget()
+        self._guards.restart()
+        q = joint_vector(state.q, self._n)
+        self._ready = q is not None
+        if q is not None:
+            self._sent = False
             self._q, self._v = q, np.zeros(self._n)
             self._stop = np.empty((0, self._n))
             self._stopped_for, self._margin = "", 0.0
+
+    def _forget(self) -> None:
+        self._path: JointPath | None = None
+        self._proposal: Proposal | None = None
+        self._fault = ""
 
     def certify(self, state: RobotState, proposal: Proposal | None, now: float) -> Decision:
         """One control tick; never raises.
@@ -170,23 +164,14 @@ class SafetyFilter:
     # ------------------------------------------------------------------ guards
 
     def _guard(self, state: RobotState, now: float) -> str:
-        """What is wrong with reading or clock, `""` when nothing is."""
+        """What is wrong with clock or reading, `""` when nothing is."""
         if not self._ready:
+            if len(self._stop):
+                return "state_invalid"
             self.reset(state)
             if not self._ready:
                 return "state_invalid"
-        last, self._last_now = self._last_now, now
-        q = np.asarray(state.q)
-        if q.shape != (self._n,) or not np.isfinite(q).all():
-            return "state_invalid"
-        if not np.isfinite(now):
-            self._last_now = last
-            return "clock_invalid"
-        if last is not None and not 0.0 < now - last <= self.config.max_tick * self.period:
-            return "clock_jump"
-        if not np.abs(q - self._q).max() <= self.config.tracking_tolerance:
-            return "tracking_error"
-        return ""
+        return self._guards.clock(now) or self._guards.reading(state, self._q, self._sent, now)
 
     def _take(self, proposal: Proposal | None, now: float) -> str:
         """Look at the proposal; a new one becomes the path. What is wrong with it, or `""`."""
@@ -195,34 +180,18 @@ class SafetyFilter:
             return "no_proposal"
         if proposal is not self._proposal:
             self._proposal, self._path = proposal, None
-            self._proposal_ok = self._accept(proposal)
-        if self._proposal_ok:
-            return self._proposal_ok
-        age = now - proposal.stamp
-        length = len(proposal.q) * proposal.period
-        if not -self.config.max_future <= age <= length + self.config.max_proposal_age:
-            return "proposal_stale"
-        return ""
+            self._fault = "proposal_invalid"  # should looking at it raise
+            fault, target = self._guards.proposal(proposal, self._q)
+            if not fault:
+                self._follow(target, proposal.period)
+            self._fault = fault
+        return self._fault or self._guards.age(proposal, now)
 
-    def _accept(self, proposal: Proposal) -> str:
-        target = np.asarray(proposal.q, np.float64)
-        if target.ndim != 2 or target.shape[0] < 1 or target.shape[1] != self._n:
-            return "proposal_shape"
-        if sorted(proposal.joint_names) != sorted(self.limits.joint_names):
-            return "proposal_names"
-        if not (np.isfinite(target).all() and np.isfinite(proposal.stamp)):
-            return "proposal_not_finite"
-        if not (np.isfinite(proposal.period) and proposal.period >= self.period):
-            return "proposal_period"
-        order = [proposal.joint_names.index(name) for name in self.limits.joint_names]
-        target = target[:, order]
-        if not np.abs(target[0] - self._q).max() <= self.config.first_reject:
-            return "first_target_far"
+    def _follow(self, target: Array, period: float) -> None:
         self._target, self._reached = target, 0
         self._path = self._plan(target)
-        if not np.abs(target[0] - self._q).max() <= self.limits.velocity.min() * proposal.period:
+        if not np.abs(target[0] - self._q).max() <= self.limits.velocity.min() * period:
             self._path.late = self._path.late or "first_target"
-        return ""
 
     # ------------------------------------------------------------------ motion
 
@@ -280,23 +249,13 @@ class SafetyFilter:
         n = synchronous_ticks(v, self.limits.acceleration, self.period)
         # The stop runs along a line in joint space: its ends and the bulge between bound it.
         end = q + v * (self.period * (n - 1) / 2.0) if n else q
-        swept = np.array([self._q, q, end])
-        margin = 1.0
+        swept, margin = np.array([self._q, q, end]), 1.0
         for constraint in self.constraints:
-            clearance = np.asarray(constraint.clearance(swept), np.float64)
-            bulges = np.array([constraint.bulge(q - self._q), constraint.bulge(end - q)])
-            # In the positive, and before any min(): Python's min and max overlook a NaN.
-            if clearance.shape != (3,) or not (
-                (clearance > -np.inf).all() and (bulges >= 0.0).all()
-            ):
+            lowest = lowest_clearance(constraint, swept)
+            if lowest is None:
                 return constraint.name, None
-            before, nearest = clearance[0], clearance[1:].min()
-            lowest = nearest - bulges.max()
-            # Outside already (pushed by hand, bad start): only what does not lead farther out.
-            if not (lowest >= -1e-12 or (before < 0.0 and nearest >= before)):
-                return constraint.name, None
-            margin = min(margin, float(lowest) / constraint.range)
-        return "", (v, synchronous_brake(q, v, n, self.period), max(0.0, float(margin)))
+            margin = min(margin, lowest / constraint.range)
+        return "", (v, synchronous_brake(q, v, n, self.period), margin)
 
     def _send(
         self,
@@ -306,25 +265,59 @@ class SafetyFilter:
         reason: str,
         now: float,
     ) -> Decision:
-        self._v, self._stop, self._margin = found
-        self._q = q
-        command = Command(q, self._v, now)
-        return Decision(CertifiedCommand(command), verdict, reason, self._margin)
+        v, self._stop, self._margin = found
+        return self._emit(q, v, verdict, reason, self._margin, now)
 
     def _play_stop(self, reason: str, now: float, verdict: Verdict = Verdict.STOPPED) -> Decision:
         """The next set-point of the stored stop; when it is used up, hold."""
-        if not self._ready:
-            # There never was a finite pose. A driver refuses what is not finite and stays still.
-            nothing = Command(np.full(self._n, np.nan), np.zeros(self._n), now)
-            return Decision(CertifiedCommand(nothing), verdict, reason, 0.0)
         if verdict is Verdict.STOPPED:
             self._path, self._stopped_for = None, reason
+        q, v = self._q, np.zeros(self._n)
         if len(self._stop):
             q, self._stop = self._stop[0], self._stop[1:]
-            self._v = (q - self._q) / self.period
-            self._q = q
-        else:
-            self._v = np.zeros(self._n)
+            v = (q - self._q) / self.period
         margin = self._margin if verdict is Verdict.PASS else 0.0
-        command = Command(self._q, self._v, now)
-        return Decision(CertifiedCommand(command), verdict, reason, margin)
+        return self._emit(q, v, verdict, reason, margin, now)
+
+    def _emit(
+        self, q: Array, v: Array, verdict: Verdict, reason: str, margin: float, now: float
+    ) -> Decision:
+        # They are the filter's memory as well: whoever gets them must not write into them.
+        q.setflags(write=False)
+        v.setflags(write=False)
+        self._q, self._v, self._sent = q, v, True
+        return Decision(CertifiedCommand(Command(q, v, now)), verdict, reason, margin)
+
+
+def lowest_clearance(constraint: Constraint, swept: Array) -> float | None:
+    """Least clearance of a motion along straight lines in joint space.
+
+    Args:
+        constraint: what to keep clear of.
+        swept: configurations `[K, n]` that the motion passes, the one it starts from first.
+
+    Returns:
+        A lower bound >= 0 in the constraint's unit, or None where the motion is not proven to stay
+        inside. From outside a limit (pushed by hand, bad start) a motion counts as inside as long
+        as it leads no farther out of that limit, and no limit is left for another.
+    """
+    clearance = np.asarray(constraint.clearance(swept), np.float64)
+    bulges = [float(constraint.bulge(b - a)) for a, b in pairwise(swept)]
+    if clearance.ndim != 2 or len(clearance) != len(swept):
+        return None
+    # In the positive, and with NumPy's min, because Python's overlooks a NaN.
+    if not all(bulge >= 0.0 for bulge in bulges):
+        return None
+    lowest = float(clearance.min() - max(bulges))
+    if lowest >= 0.0:
+        return lowest
+    if not (clearance > -np.inf).all():
+        return None
+    # Nearer: the lowest point of line minus parabola (interfaces.Constraint.bulge) on each line.
+    before, after, bulge = clearance[:-1], clearance[1:], np.array(bulges)[:, None]
+    slope, divisor = after - before, np.where(bulge > 0.0, 16.0 * bulge, 1.0)
+    deepest = 0.5 * (before + after) - bulge - slope**2 / divisor
+    between = np.where(np.abs(slope) < 4.0 * bulge, deepest, np.minimum(before, after))
+    if not (between >= np.minimum(clearance[0], -ROUNDING)).all():
+        return None
+    return max(0.0, float(between.min()))

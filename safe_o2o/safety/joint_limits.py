@@ -40,9 +40,9 @@ class JointLimits:
         return self._rows, np.concatenate([high, -low])
 
     def clearance(self, q: Array) -> Array:
-        """Distance to the nearest joint limit `[K]`, rad, of configurations `[K, n]`."""
+        """Distances `[K, 2n]` to the lower and upper joint limits, rad, at `[K, n]`."""
         limits = self.limits
-        return np.asarray(np.minimum(q - limits.q_low, limits.q_high - q).min(-1))
+        return np.concatenate([q - limits.q_low, limits.q_high - q], axis=1)
 
     def bulge(self, step: Array) -> float:
         """Zero: joint positions between two configurations lie between them."""
