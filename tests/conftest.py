@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before NumPy, torch or OpenCV are imported: several workers share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # A graph started by a test must not see the graphs of a neighbour, nor leave this machine.
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+# A shell that starts a job in the background lets it ignore Ctrl-C, and its children inherit that:
+# tests that send SIGINT to a process of theirs would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
