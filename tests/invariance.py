@@ -59,11 +59,12 @@ class Judge:
 
 @dataclass
 class Tally:
-    """What happened over a run."""
+    """What happened over a run; `fastest` is the largest share of a joint's speed limit."""
 
     ticks: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
     violations: Counter[str] = field(default_factory=Counter)
+    fastest: float = 0.0
 
 
 def wild_run(ticks: int, seed: int) -> Tally:
@@ -86,6 +87,30 @@ def wild_run(ticks: int, seed: int) -> Tally:
         tally.violations.update(judge.violations(q, v, decision.command.q))
         v, q = (decision.command.q - q) / DT, decision.command.q
         tally.ticks += 1
+    return tally
+
+
+def bang_run(ticks: int, seed: int) -> Tally:
+    """Drive the arm as fast as it goes from wall to wall: far targets, new ones at odd times."""
+    generator, judge, tally = np.random.default_rng(seed), Judge(), Tally()
+    filter_ = SafetyFilter.for_robot("panda", workspace=BOX, period=DT)
+    q, v, now, left = HOME.copy(), np.zeros(7), 0.0, 0
+    filter_.reset(RobotState(q, v, q, now))
+    for _ in range(ticks):
+        if left == 0:
+            left, period = int(generator.integers(3, 25)), float(generator.choice([0.05, 0.2, 0.4]))
+            push = generator.choice([-1.0, 0.0, 1.0], 7) * generator.uniform(0.1, 0.9, (3, 7))
+            home = np.clip(HOME - q, -0.9, 0.9)[None]  # else it ends up in a corner for good
+            offset = np.cumsum(push, axis=0) if generator.random() < 0.7 else home
+            proposal = Proposal(q + offset, period, now, judge.names)
+        left -= 1
+        now += DT
+        decision = filter_.certify(RobotState(q, v, q, now), proposal, now)
+        tally.verdicts[decision.verdict.name] += 1
+        tally.violations.update(judge.violations(q, v, decision.command.q))
+        v, q = (decision.command.q - q) / DT, decision.command.q
+        tally.ticks += 1
+        tally.fastest = max(tally.fastest, float(np.abs(v / judge.velocity).max()))
     return tally
 
 

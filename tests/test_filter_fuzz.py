@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.types import Decision, Proposal, RobotState, Verdict
-from tests.invariance import BOX, DT, HOME, Judge, wild_run
+from tests.invariance import BOX, DT, HOME, Judge, bang_run, wild_run
 
 ROOT = Path(__file__).parents[1]
 JUDGE = Judge()
@@ -64,6 +64,12 @@ def test_twenty_thousand_wild_ticks_without_a_violation() -> None:
     assert min(tally.verdicts[v.name] for v in Verdict) > 500, tally.verdicts
 
 
+def test_driven_from_wall_to_wall_it_is_fast_and_stays_inside() -> None:
+    tally = bang_run(10_000, seed=0)
+    assert not tally.violations, tally.violations
+    assert tally.fastest > 0.9 and tally.verdicts["STOPPED"] < 2500
+
+
 def test_the_judge_can_say_no() -> None:
     assert "velocity" in JUDGE.violations(HOME, np.zeros(7), HOME + 0.1)
     assert "acceleration" in JUDGE.violations(HOME, np.zeros(7), HOME + 0.005)
@@ -89,6 +95,26 @@ def test_smooth_motion_inside_the_limits_is_left_alone() -> None:
             passed += decision.verdict is Verdict.PASS
         assert np.array_equal(q, proposal.q[0])
     assert passed == ticks
+
+
+def test_streams_at_ninety_percent_of_the_limits_pass_bit_for_bit() -> None:
+    generator, wide = np.random.default_rng(4), ((-1.0, -1.0, 0.0), (1.0, 1.0, 1.3))
+    for _ in range(10):
+        pace = generator.uniform(3.0, 12.0, 7)  # rad/s
+        time = DT * np.arange(1, 301)[:, None]
+        # Begins at rest: A (1 - cos) with peak speed A w and peak acceleration A w^2.
+        size = 0.9 * np.minimum(JUDGE.velocity / pace, JUDGE.acceleration / pace**2)
+        size = np.minimum(size, 0.15) * generator.choice([-1.0, 1.0], 7)
+        stream = HOME + size * (1.0 - np.cos(pace * time))
+        filter_ = SafetyFilter.for_robot("panda", workspace=wide, period=DT)
+        q, now = HOME, 0.0
+        filter_.reset(RobotState(q, np.zeros(7), q, now))
+        for target in stream:
+            proposal = Proposal(target[None], DT, now, JUDGE.names)
+            now += DT
+            decision = filter_.certify(RobotState(q, np.zeros(7), q, now), proposal, now)
+            q = decision.command.q
+            assert decision.verdict is Verdict.PASS and np.array_equal(q, target)
 
 
 def test_the_stand_alone_example_runs() -> None:

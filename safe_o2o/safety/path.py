@@ -84,7 +84,13 @@ class JointPath:
             acceleration: largest joint accelerations `[n]`, rad/s^2.
         """
         path, late = cls(q, v, target, period, tick), ""
+        # No shape is slower than the mean speed of its segments: shorter stretches need no try.
+        move = np.abs(np.diff(np.vstack([q, target]), axis=0))
+        least = min(float((move / (speed * period)).max()), STRETCHES[-1])
         for stretch in STRETCHES:
+            if stretch < least:
+                late = "joint_velocity"
+                continue
             for gentle in (False, True):
                 if late:
                     path = cls(q, v, target, period * stretch, tick, gentle)
