@@ -178,6 +178,7 @@ class FineTuner:
         self.folder.mkdir(parents=True, exist_ok=True)
         with MetricLog(self.folder / "metrics.jsonl", resume_at=algorithm.online_step) as log:
             for update in range(warmup + total):
+                algorithm.round_progress = max(0, update - warmup) / total
                 rows.append(algorithm.update(imitable(mixture.sample(), follows)))
                 log.append(algorithm.online_step, rows[-1])
                 if progress is not None:
