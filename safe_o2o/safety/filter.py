@@ -171,13 +171,14 @@ class SafetyFilter:
             self.reset(state)
             if not self._ready:
                 return "state_invalid"
-        return self._guards.clock(now) or self._guards.reading(state, self._q, self._sent, now)
+        return self._guards.clock(now, len(self._stop) > 0) or self._guards.reading(
+            state, self._q, self._sent, now
+        )
 
     def _take(self, proposal: Proposal | None, now: float) -> str:
         """Look at the proposal; a new one becomes the path. What is wrong with it, or `""`."""
         if proposal is None:
-            self._proposal = None
-            return "no_proposal"
+            return "no_proposal"  # the last one is remembered: should it return, its rest is done
         if proposal is not self._proposal:
             self._proposal, self._path = proposal, None
             self._fault = "proposal_invalid"  # should looking at it raise

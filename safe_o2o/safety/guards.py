@@ -16,6 +16,12 @@ from safe_o2o.errors import ConfigError
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.types import Array, Proposal, RobotState
 
+DRIFT = 1e-3
+"""Share by which the ticks may run ahead of the clock for ever: no two clocks agree, and without it
+the smallest drift would add up to a stop."""
+CALM = 0.05
+"""The same for an arm that stands, which gets nowhere early: a burst is forgotten in a second."""
+
 
 @dataclass(frozen=True)
 class FilterConfig:
@@ -83,8 +89,13 @@ class Guards:
         self._last: float | None = None
         self._lead = 0.0
 
-    def clock(self, now: float) -> str:
-        """Does time pass as it should since the last call?"""
+    def clock(self, now: float, moving: bool) -> str:
+        """Does time pass as it should since the last call?
+
+        Args:
+            now: the clock, s.
+            moving: whether the last command left the arm moving.
+        """
         if not isfinite(now):
             return "clock_invalid"
         last, self._last = self._last, now
@@ -92,10 +103,13 @@ class Guards:
             return ""
         ticks, config = (now - last) / self.period, self.config
         # A leaky bucket: what a tick comes too early adds up, what it comes too late does not.
-        self._lead = min(max(0.0, self._lead + 1.0 - max(ticks, 0.0)), config.max_lead + 1.0)
+        gain = 1.0 - max(ticks, 0.0) - (DRIFT if moving else CALM)
+        self._lead = min(max(0.0, self._lead + gain), config.max_lead + 1.0)
         if not 0.0 < ticks <= config.max_tick:
             return "clock_jump"
-        return "" if self._lead <= config.max_lead else "clock_fast"
+        # Setting off asks for less of it than going on, so that the arm does not stutter.
+        allowed = config.max_lead if moving else 0.5 * config.max_lead
+        return "" if self._lead <= allowed else "clock_fast"
 
     def reading(self, state: RobotState, q: Array, sent: bool, now: float) -> str:
         """Is the reading whole, fresh, and near the last command q `[n]`?
@@ -126,7 +140,7 @@ class Guards:
         Returns:
             What is wrong, and the targets `[H, n]` in the filter's order of joints.
         """
-        target = np.asarray(proposal.q, np.float64)
+        target = np.array(proposal.q, np.float64)  # a copy: the caller may write into its own
         if target.ndim != 2 or target.shape[0] < 1 or target.shape[1] != self._n:
             return "proposal_shape", target
         if sorted(proposal.joint_names) != self._names:
@@ -134,7 +148,8 @@ class Guards:
         if not (np.isfinite(target).all() and isfinite(proposal.stamp)):
             return "proposal_not_finite", target
         length = len(target) * proposal.period
-        if not (proposal.period >= self.period and length <= self.config.max_length):
+        shortest = self.period * (1.0 - 1e-9)  # 0.29 / 29 is a little less than 0.01
+        if not (proposal.period >= shortest and length <= self.config.max_length):
             return "proposal_period", target
         order = [proposal.joint_names.index(name) for name in self.limits.joint_names]
         target, far = target[:, order], self.config.first_reject
