@@ -16,7 +16,7 @@ from safe_o2o.types import Array, CertifiedCommand, Command, RobotState
 from safe_o2o_sim.make import make_env
 from safe_o2o_sim.pybullet_twin import PybulletTwin
 from safe_o2o_sim.randomization import VARIANTS, sample_layout
-from safe_o2o_sim.scene import GREEN, ORANGE, RED, Block, SceneLayout
+from safe_o2o_sim.scene import GREEN, RED, YELLOW, Block, SceneLayout
 from safe_o2o_sim.tasks.safe_reach import SafeReach, SafeReachConfig
 from safe_o2o_sim.tasks.safe_reach_behaviors import Expert, RandomWalk, Unsafe
 
@@ -90,7 +90,7 @@ def test_variants_change_what_they_say_and_nothing_else() -> None:
     assert scenes["goal"].obstacles == standard.obstacles
     assert len(scenes["number"].obstacles) == 3
     assert max(scenes["number"].obstacles[2].size) < max(standard.obstacles[0].size)
-    assert {b.colour for b in scenes["colour"].obstacles} == {ORANGE}
+    assert {b.colour for b in scenes["colour"].obstacles} == {YELLOW}
     assert [b.position for b in scenes["colour"].obstacles] == [
         b.position for b in standard.obstacles
     ]

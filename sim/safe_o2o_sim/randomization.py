@@ -8,11 +8,11 @@ import numpy as np
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.types import Array
-from safe_o2o_sim.scene import GREEN, ORANGE, RED, Block, SceneLayout
+from safe_o2o_sim.scene import GREEN, RED, YELLOW, Block, SceneLayout
 
 VARIANTS = ("standard", "shape", "goal", "number", "colour")
 """What the offline data shows, and four unseen scenes: cylinders for boxes, a cube for the goal
-cylinder, a third (smaller) obstacle, orange obstacles, close to the goal's red."""
+cylinder, a third (smaller) obstacle, yellow obstacles."""
 
 _START = ((0.36, -0.20, 0.07), (0.50, 0.20, 0.12))
 _GOAL = ((0.42, -0.19), (0.64, 0.19))
@@ -98,7 +98,7 @@ def _places(
 
 
 def _scene(variant: str, goal: Array, places: list[Array], yaws: Array) -> SceneLayout:
-    colour = ORANGE if variant == "colour" else GREEN
+    colour = YELLOW if variant == "colour" else GREEN
     round_ = variant == "shape"
     obstacles = tuple(
         Block(

@@ -19,7 +19,7 @@ from safe_o2o_sim.bullet import pybullet
 
 GREEN = (0.10, 0.60, 0.20)
 RED = (0.85, 0.10, 0.10)
-ORANGE = (0.90, 0.50, 0.10)
+YELLOW = (0.85, 0.75, 0.15)
 
 ARM_JOINTS = tuple(range(7))
 """PyBullet's indices of panda_joint1..7."""
