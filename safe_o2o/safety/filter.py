@@ -180,17 +180,20 @@ class SafetyFilter:
         if proposal is None:
             return "no_proposal"  # the last one is remembered: should it return, its rest is done
         if proposal is not self._proposal:
+            # A path on time is taken over at its policy step, even between two ticks.
+            path = self._path
+            lead = path.phase if path is not None and path.rate == 1.0 and not path.late else 0.0
             self._proposal, self._path = proposal, None
             self._fault = "proposal_invalid"  # should looking at it raise
             fault, target = self._guards.proposal(proposal, self._q)
             if not fault:
-                self._follow(target, proposal.period)
+                self._follow(target, proposal.period, lead)
             self._fault = fault
         return self._fault or self._guards.age(proposal, now)
 
-    def _follow(self, target: Array, period: float) -> None:
+    def _follow(self, target: Array, period: float, lead: float) -> None:
         self._target, self._reached = target, 0
-        self._path = self._plan(target)
+        self._path = self._plan(target, lead)
         if not np.abs(target[0] - self._q).max() <= self.limits.velocity.min() * period:
             self._path.late = self._path.late or "first_target"
 
@@ -208,6 +211,7 @@ class SafetyFilter:
             # It was stopped on the way here: whatever follows is later than proposed.
             path.late, path.rate = path.late or self._stopped_for, 0.0
         if path.time >= path.ticks:
+            path.rate = 0.0
             return self._play_stop("", now, Verdict.PASS)  # all done: end the motion just beyond
         refusal = ""
         for rate in self._rates(path.rate):
@@ -228,12 +232,13 @@ class SafetyFilter:
         """Path ticks to try in one control tick, fastest first."""
         return [1.0, *(r for step in RATE_STEPS if 0.0 < (r := rate + step) < 1.0)]
 
-    def _plan(self, target: Array) -> JointPath:
+    def _plan(self, target: Array, lead: float = 0.0) -> JointPath:
         self._first = self._reached
         assert self._proposal is not None
-        limits, period = self.limits, self._proposal.period
+        speed, acceleration = self.limits.velocity, self.limits.acceleration
+        period = self._proposal.period
         return JointPath.fit(
-            self._q, self._v, target, period, self.period, limits.velocity, limits.acceleration
+            self._q, self._v, target, period, self.period, speed, acceleration, lead
         )
 
     def _check(self, q: Array) -> tuple[str, tuple[Array, Array, float] | None]:

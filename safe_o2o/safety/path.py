@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from math import sqrt
+from math import ceil, sqrt
 
 import numpy as np
 
@@ -14,6 +14,8 @@ STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0
 SWITCH = sqrt(0.5)
 """Where two parabolas meet in a segment: from any start velocity to the segment's mean velocity, no
 later switch and no other curve needs less acceleration, (1 + sqrt 2) |change| / period."""
+BLOCK = 256
+"""Ticks looked at in one go: a chunk that cannot be followed is mostly refused by its first."""
 
 
 class JointPath:
@@ -32,16 +34,27 @@ class JointPath:
         tick: control period, s.
         gentle: two parabolas a segment instead of one cubic: least acceleration (2.4 against 4
             changes of velocity a period), at the price of a higher speed on the way.
+        lead: by how many ticks the first target is due later than one policy period from now. A
+            policy at 30 Hz steps between the ticks of 100 Hz: without it every step would be off
+            by up to a tick.
 
     Attributes:
         time: ticks along the path so far; behind the clock where the filter slowed down.
         rate: path ticks of the last control tick, in [0, 1].
         late: the limit that made it slower than proposed, `""` while it is on time.
-        ticks: length of the path in ticks.
+        ticks: length of the path in ticks, whole: where the last target falls between two, the path
+            goes straight on to the later one.
     """
 
     def __init__(
-        self, q: Array, v: Array, target: Array, period: float, tick: float, gentle: bool = False
+        self,
+        q: Array,
+        v: Array,
+        target: Array,
+        period: float,
+        tick: float,
+        gentle: bool = False,
+        lead: float = 0.0,
     ) -> None:
         per_step = period / tick
         # 0.3 / 0.1 is not 3: targets that fall on a tick must be met there to the last bit.
@@ -50,15 +63,28 @@ class JointPath:
         self._tick = tick
         self._last = np.array(target[-1])
         self._count = len(target)
-        self.ticks = self._count * self._per_step
+        self._lead = lead if self._per_step + lead >= 0.5 else 0.0
+        self.ticks = float(ceil(self._count * self._per_step + self._lead - 1e-9))
         self.time, self.rate, self.late = 0.0, 1.0, ""
         point = np.vstack([q, target])
         move = np.diff(point, axis=0)
+        # In policy periods the path begins here, and its first segment lasts so long. The same
+        # expression as in `at`: rounding must not put time 0 before the first piece.
+        begin = (0.0 - self._lead) / self._per_step
+        first = 1.0 - begin
+        mean = np.vstack([move[:1] / first, move[1:]])
         # Tangents at the points, rad a policy period.
-        tangent = np.vstack([v * period, move])
-        tangent[1:-1] = 0.5 * (move[:-1] + move[1:])
+        tangent = np.vstack([v * period, mean])
+        tangent[1:-1] = 0.5 * (mean[:-1] + mean[1:])
+        self._leave = tangent[-1]
+        start, end = tangent[:-1].copy(), tangent[1:].copy()
+        start[0] *= first
+        end[0] *= first
         pieces = _parabolas if gentle else _cubics
-        starts, self._pieces = pieces(point[:-1], move, tangent[:-1], tangent[1:])
+        starts, self._pieces = pieces(point[:-1], move, start, end)
+        head = starts < 1.0
+        starts[head] = begin + starts[head] * first
+        self._pieces[head] /= first ** np.arange(4.0)[:, None]
         self._starts = starts.tolist()
 
     @classmethod
@@ -71,6 +97,7 @@ class JointPath:
         tick: float,
         speed: Array,
         acceleration: Array,
+        lead: float = 0.0,
     ) -> JointPath:
         """The fastest stretch of the path, not faster than proposed, that the joints can follow.
 
@@ -82,8 +109,9 @@ class JointPath:
             tick: control period, s.
             speed: largest joint speeds `[n]`, rad/s.
             acceleration: largest joint accelerations `[n]`, rad/s^2.
+            lead: see the class.
         """
-        path, late = cls(q, v, target, period, tick), ""
+        path, late = cls(q, v, target, period, tick, lead=lead), ""
         # No shape is slower than the mean speed of its segments: shorter stretches need no try.
         move = np.abs(np.diff(np.vstack([q, target]), axis=0))
         least = min(float((move / (speed * period)).max()), STRETCHES[-1])
@@ -93,45 +121,59 @@ class JointPath:
                 continue
             for gentle in (False, True):
                 if late:
-                    path = cls(q, v, target, period * stretch, tick, gentle)
-                dq = path.velocities(v)
-                if not (np.abs(dq) <= speed).all():
-                    late = "joint_velocity"
-                elif not (np.abs(dq[1:] - dq[:-1]) <= acceleration * tick).all():
-                    late = "joint_acceleration"
-                else:
+                    path = cls(q, v, target, period * stretch, tick, gentle, lead)
+                refusal = path.refusal(v, speed, acceleration)
+                if not refusal:
                     # The other shape arrives at the same time: only a stretch is later.
                     path.late = late if stretch > 1.0 else ""
                     return path
+                late = refusal
         path.late = late  # the slowest one: each tick is checked again anyway
         return path
 
-    def velocities(self, v: Array) -> Array:
-        """Velocities `[K + 1, n]`, rad/s, that the control ticks will see, the start's first."""
-        times = np.minimum(np.arange(max(1, round(self.ticks)) + 1.0), self.ticks)
-        q = self.positions(times)
-        return np.vstack([v, (q[1:] - q[:-1]) / self._tick])
+    def refusal(self, v: Array, speed: Array, acceleration: Array) -> str:
+        """The limit that the control ticks will exceed, starting at velocity v, or `""`."""
+        change = acceleration * self._tick
+        for first in range(0, int(self.ticks), BLOCK):
+            last = min(first + BLOCK, int(self.ticks))
+            q = self.positions(np.arange(max(first - 1, 0), last + 1.0))
+            dq = (q[1:] - q[:-1]) / self._tick
+            if first == 0:
+                dq = np.vstack([v, dq])
+            if not (np.abs(dq) <= speed).all():
+                return "joint_velocity"
+            if not (np.abs(dq[1:] - dq[:-1]) <= change).all():
+                return "joint_acceleration"
+        return ""
+
+    @property
+    def phase(self) -> float:
+        """Ticks from now to the policy step that is nearest, less than a tick away, else 0."""
+        steps = (self.time - self._lead) / self._per_step
+        away = (round(steps) - steps) * self._per_step
+        return away if 1e-6 < abs(away) < 1.0 - 1e-6 else 0.0
 
     def positions(self, time: Array) -> Array:
         """Joint positions `[K, n]` at path times `[K]` in ticks; `at` for many."""
-        s = time / self._per_step
+        s = (time - self._lead) / self._per_step
         piece = np.searchsorted(self._starts, s, side="right") - 1
         a, b, c, d = self._pieces[piece].transpose(1, 0, 2)
         u = (s - np.asarray(self._starts)[piece])[:, None]
         q = a + u * (b + u * (c + u * d))
-        q[s >= self._count] = self._last
+        beyond = s >= self._count
+        q[beyond] = self._last + (s[beyond, None] - self._count) * self._leave
         return np.asarray(q)
 
     @property
     def reached(self) -> int:
         """Number of targets passed."""
-        return min(int(self.time / self._per_step + 1e-9), self._count)
+        return min(int((self.time - self._lead) / self._per_step + 1e-9), self._count)
 
     def at(self, time: float) -> Array:
-        """Joint positions `[n]` at a path time in ticks; from the end on, the last target."""
-        s = time / self._per_step
+        """Joint positions `[n]` at a path time in ticks; beyond the last target, straight on."""
+        s = (time - self._lead) / self._per_step
         if s >= self._count:
-            return self._last
+            return np.asarray(self._last + (s - self._count) * self._leave)
         piece = bisect_right(self._starts, s) - 1
         a, b, c, d = self._pieces[piece]
         u = s - self._starts[piece]
