@@ -140,7 +140,10 @@ class Guards:
         Returns:
             What is wrong, and the targets `[H, n]` in the filter's order of joints.
         """
-        target = np.array(proposal.q, np.float64)  # a copy: the caller may write into its own
+        raw = np.asarray(proposal.q)
+        if raw.dtype.kind not in "fiu":  # NumPy would drop an imaginary part and read a text
+            return "proposal_not_numbers", raw
+        target = np.array(raw, np.float64)  # a copy: the caller may write into its own
         if target.ndim != 2 or target.shape[0] < 1 or target.shape[1] != self._n:
             return "proposal_shape", target
         if sorted(proposal.joint_names) != self._names:
