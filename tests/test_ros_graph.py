@@ -164,24 +164,25 @@ def test_a_stalled_policy_looks_like_a_pause_and_a_killed_one_ends_the_run_whole
     def stall() -> None:
         (policy,) = node_pids("safe_o2o_ros.policy_node")
         os.kill(policy, signal.SIGSTOP)
-        time.sleep(0.5)
+        time.sleep(1.0)
         os.kill(policy, signal.SIGCONT)
 
-    report = run(tmp_path / "run", bundles, episodes=3, progress=once(1, stall))
+    report = run(tmp_path / "run", bundles, episodes=5, progress=once(1, stall))
     assert all(episode.success for episode in report.episodes)
     held = [line["ticks"]["held"] for line in read_episode_lines(tmp_path / "run")]
-    assert held[1] - held[2] > 0.25 * SPEED / 0.01
+    # Whichever episode it fell into: a quarter of the stall, in ticks of the twin's clock.
+    assert max(held) - np.median(held) > 0.25 * SPEED / 0.01, held
 
     def kill() -> None:
         (policy,) = node_pids("safe_o2o_ros.policy_node")
         os.kill(policy, signal.SIGKILL)
 
     with pytest.raises(DeploymentError, match="policy_node ended with code -9"):
-        run(tmp_path / "run", bundles, episodes=9, progress=once(4, kill))
+        run(tmp_path / "run", bundles, episodes=11, progress=once(6, kill))
     committed = Dataset(tmp_path / "run" / "online")
     for episode in committed:
         episode.verify()
-    assert len(committed) in (4, 5)
+    assert 6 <= len(committed) < 11
     assert [episode.meta.seed for episode in committed] == list(range(100, 100 + len(committed)))
 
 
