@@ -80,8 +80,6 @@ class Fosp:
             config, spec, self.net, self.slow, self.lagrangian, self.scale, self.generator
         )
         self.step, self.online_step = 0, 0
-        self.round_progress = 0.0
-        """Share of the current round of fine-tuning that is done; whoever drives rounds sets it."""
         self._build_optimizers()
 
     # ------------------------------------------------------------------ what a run sees
@@ -149,8 +147,7 @@ class Fosp:
         """Factor on every learning rate."""
         cfg = self.config
         if self.online:
-            left = 1.0 - self.round_progress if cfg.finetune.decay else 1.0
-            return 0.0 if self.online_step < cfg.finetune.warmup else left
+            return 0.0 if self.online_step < cfg.finetune.warmup else 1.0
         if cfg.decay_start >= 1.0:
             return 1.0
         left = 1.0 - self.step / cfg.total_updates

@@ -50,9 +50,6 @@ class FineTuneConfig:
     """weight of the squared error to the frozen policy's action on offline records; paper: 0"""
     learning_rate: float = 0.0
     """one rate for every network; 0 keeps the offline rates (paper)"""
-    decay: bool = False
-    """let the rates fall linearly to zero within each round, so that what is deployed after it is
-    not the noise of its last updates; paper: no"""
     warmup: int = 0
     """updates at rate 0 that only fill the optimiser's moments; paper: 0"""
     decode: bool = True
@@ -217,11 +214,9 @@ SMALL = FospConfig(
     selection=SelectionConfig(rule="reach", threshold=0.2),
     finetune=FineTuneConfig(
         actor="weighted",
-        bc_scale=24.0,
-        learning_rate=1e-4,
-        decay=True,
+        bc_scale=3.0,
+        learning_rate=2e-4,
         warmup=30,
-        decode=False,
         average_rate=0.02,
     ),
 )

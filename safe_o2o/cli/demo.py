@@ -71,7 +71,7 @@ BUDGETS = {
         deployed=4,
         rounds=4,
         per_round=10,
-        online_updates=75,
+        online_updates=100,
     ),
     "full": Budget(
         episodes=960,
@@ -80,7 +80,7 @@ BUDGETS = {
         deployed=10,
         rounds=4,
         per_round=10,
-        online_updates=75,
+        online_updates=100,
     ),
 }
 

@@ -42,7 +42,7 @@ HELD_OUT_ONLINE = 5
 class FineTunerConfig:
     """How rounds of fine-tuning are driven."""
 
-    updates_per_round: int = 75
+    updates_per_round: int = 100
     online_fraction: float = 0.5
     """share of every batch that comes from online episodes"""
     threads: int = 0
@@ -178,7 +178,6 @@ class FineTuner:
         self.folder.mkdir(parents=True, exist_ok=True)
         with MetricLog(self.folder / "metrics.jsonl", resume_at=algorithm.online_step) as log:
             for update in range(warmup + total):
-                algorithm.round_progress = max(0, update - warmup) / total
                 rows.append(algorithm.update(imitable(mixture.sample(), follows)))
                 log.append(algorithm.online_step, rows[-1])
                 if progress is not None:
