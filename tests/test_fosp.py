@@ -206,3 +206,39 @@ def test_bad_settings_are_refused_by_name() -> None:
         replace(preset("paper"), head_input="stoch_embed")
     with pytest.raises(UnknownNameError, match="small"):
         preset("smal")
+
+
+def test_filtering_a_sequence_at_once_is_filtering_it_step_by_step() -> None:
+    """`observe` computes in batches what the deployed policy computes record by record."""
+    from safe_o2o.nets.distribution import categorical_mode
+    from safe_o2o.nets.rssm import RSSM, Latent
+
+    torch.manual_seed(0)
+    rssm = RSSM(embed_dim=7, action_dim=3, deter_dim=12, latents=3, classes=5, hidden_dim=11)
+    with torch.no_grad():
+        rssm.initial_deter.uniform_(-1.0, 1.0)
+        embed, action = torch.randn(4, 6, 7), 2.0 * torch.randn(4, 6, 3)
+        is_first = torch.zeros(4, 6)
+        is_first[1, 3] = is_first[2, 1] = 1.0  # an episode may begin within a window
+        latent, post, prior = rssm.observe(embed, action, is_first, sample=False)
+        state, before = Latent(torch.zeros(4, 12), torch.zeros(4, 15)), torch.zeros(4, 3)
+        for t in range(6):
+            first = torch.ones(4, 1) if t == 0 else is_first[:, t : t + 1]
+            state, before = rssm.reset(state, before, first)
+            deter = rssm.advance(state, before)
+            log_p = rssm.posterior_log_p(deter, embed[:, t])
+            state, before = Latent(deter, categorical_mode(log_p).flatten(-2)), action[:, t]
+            torch.testing.assert_close(latent.deter[:, t], deter)
+            torch.testing.assert_close(latent.stoch[:, t], state.stoch)
+            torch.testing.assert_close(post[:, t], log_p)
+            torch.testing.assert_close(prior[:, t], rssm.prior_log_p(deter))
+
+
+def test_sampled_latents_follow_their_probabilities() -> None:
+    from safe_o2o.nets.distribution import gumbel_noise, straight_through_sample
+
+    log_p = torch.log(torch.tensor([0.7, 0.2, 0.1])).expand(20_000, 3)
+    noise = gumbel_noise(log_p.shape, torch.Generator().manual_seed(0), log_p)
+    share = straight_through_sample(log_p, noise).mean(0)
+    # Three standard deviations of 20,000 draws are below 0.01.
+    torch.testing.assert_close(share, torch.tensor([0.7, 0.2, 0.1]), atol=0.01, rtol=0.0)

@@ -214,7 +214,7 @@ SMALL = FospConfig(
     selection=SelectionConfig(rule="reach", threshold=0.2),
     finetune=FineTuneConfig(
         actor="weighted",
-        bc_scale=3.0,
+        bc_scale=0.0,
         learning_rate=2e-4,
         warmup=30,
         average_rate=0.02,

@@ -6,6 +6,7 @@ No `torch.distributions` objects: they cost more than the arithmetic at these si
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -78,13 +79,17 @@ def categorical_mode(log_p: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(log_p.argmax(-1), log_p.shape[-1]).to(log_p.dtype)
 
 
-def straight_through_sample(log_p: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One-hot sample whose gradient is that of the probabilities."""
+def gumbel_noise(shape: Sequence[int], generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """Standard Gumbel noise with device and dtype of `like`."""
+    uniform = torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
+    return uniform.clamp_(1e-20, 1.0 - 1e-7).log_().neg_().log_().neg_()
+
+
+def straight_through_sample(log_p: Tensor, gumbel: Tensor) -> Tensor:
+    """One-hot sample whose gradient is that of the probabilities; zero noise gives the mode."""
+    # Gumbel-max: the choice is detached, so that only the straight-through path carries gradient.
+    sample = categorical_mode(log_p.detach() + gumbel)
     p = log_p.exp()
-    uniform = torch.rand(p.shape, generator=generator, device=p.device, dtype=p.dtype)
-    # Gumbel-max: the noise is detached, so that only the straight-through path carries gradient.
-    gumbel = -torch.log(-torch.log(uniform.clamp_(1e-20, 1.0 - 1e-7)))
-    sample = categorical_mode((log_p + gumbel).detach())
     return sample + p - p.detach()
 
 

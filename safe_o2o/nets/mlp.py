@@ -39,9 +39,13 @@ class NormLinear(nn.Module):
         self.norm = nn.LayerNorm(out_dim, eps=LAYER_NORM_EPS)
         init_hidden(self.linear)
 
+    def activate(self, y: Tensor) -> Tensor:
+        """What follows the linear map, for those who computed that in parts."""
+        return nn.functional.silu(self.norm(y))
+
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_dim] -> [..., out_dim]`."""
-        return nn.functional.silu(self.norm(self.linear(x)))
+        return self.activate(self.linear(x))
 
 
 class MLP(nn.Module):

@@ -7,7 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from safe_o2o.nets.distribution import categorical_mode, straight_through_sample, unimix
+from safe_o2o.nets.distribution import (
+    categorical_mode,
+    gumbel_noise,
+    straight_through_sample,
+    unimix,
+)
 from safe_o2o.nets.mlp import LAYER_NORM_EPS, NormLinear, init_hidden, init_output
 
 
@@ -105,16 +110,21 @@ class RSSM(nn.Module):
 
     def advance(self, latent: Latent, action: Tensor) -> Tensor:
         """Next deter `[B, D]` from a latent and an action `[B, A]` (scaled into [-1, 1])."""
-        action = action / torch.clamp(action.abs(), min=1.0).detach()
+        action = self._scaled(action)
         return self.gru(self.img_in(torch.cat([latent.stoch, action], -1)), latent.deter)
+
+    @staticmethod
+    def _scaled(action: Tensor) -> Tensor:
+        return action / torch.clamp(action.abs(), min=1.0).detach()
 
     def img_step(
         self, latent: Latent, action: Tensor, generator: torch.Generator | None = None
     ) -> Latent:
         """One imagined step: sample the prior."""
         deter = self.advance(latent, action)
-        stoch = straight_through_sample(self.prior_log_p(deter), generator)
-        return Latent(deter, stoch.flatten(-2))
+        log_p = self.prior_log_p(deter)
+        noise = gumbel_noise(log_p.shape, generator, log_p)
+        return Latent(deter, straight_through_sample(log_p, noise).flatten(-2))
 
     def reset(self, latent: Latent, action: Tensor, is_first: Tensor) -> tuple[Latent, Tensor]:
         """Put the initial state and a zero action where `is_first` `[B, 1]` is one."""
@@ -144,22 +154,35 @@ class RSSM(nn.Module):
         Returns:
             latent `[B, T, ...]`, posterior and prior log-probabilities `[B, T, L, C]`.
         """
+        # Whatever does not wait for the recurrence is one batched call, before or after the loop:
+        # this is where an update spends its time.
         batch, steps = embed.shape[:2]
-        latent = Latent(
-            embed.new_zeros(batch, self.deter_dim), embed.new_zeros(batch, self.stoch_dim)
-        )
-        previous = torch.zeros_like(action[:, 0])
+        first = is_first.clone()
+        first[:, 0] = 1.0
+        before = torch.cat([torch.zeros_like(action[:, :1]), action[:, :-1]], 1)
+        before = self._scaled(before) * (1.0 - first).unsqueeze(-1)
+        by_stoch, by_action = self.img_in.linear.weight.split([self.stoch_dim, action.shape[-1]], 1)
+        by_deter, by_embed = self.obs_out.linear.weight.split([self.deter_dim, embed.shape[-1]], 1)
+        moved, seen = before @ by_action.T, embed @ by_embed.T
+        shape = (steps, batch, self.latents, self.classes)
+        noise = gumbel_noise(shape, generator, embed) if sample else embed.new_zeros(shape)
+        initial = self.initial(batch)
+        latent = initial
         deters, stochs, posts = [], [], []
         for t in range(steps):
-            first = torch.ones_like(is_first[:, :1]) if t == 0 else is_first[:, t : t + 1]
-            latent, previous = self.reset(latent, previous, first)
-            deter = self.advance(latent, previous)
-            log_p = self.posterior_log_p(deter, embed[:, t])
-            stoch = straight_through_sample(log_p, generator) if sample else categorical_mode(log_p)
-            latent, previous = Latent(deter, stoch.flatten(-2)), action[:, t]
+            if t > 0:
+                new = first[:, t : t + 1]
+                latent = Latent(
+                    torch.lerp(latent.deter, initial.deter, new),
+                    torch.lerp(latent.stoch, initial.stoch, new),
+                )
+            x = self.img_in.activate(latent.stoch @ by_stoch.T + moved[:, t])
+            deter = self.gru(x, latent.deter)
+            hidden = self.obs_out.activate(deter @ by_deter.T + seen[:, t])
+            log_p = self._log_p(self.obs_stats(hidden))
+            latent = Latent(deter, straight_through_sample(log_p, noise[t]).flatten(-2))
             deters.append(deter)
             stochs.append(latent.stoch)
             posts.append(log_p)
         deter = torch.stack(deters, 1)
-        # The prior is one batched call after the loop: it never feeds the recurrence here.
         return Latent(deter, torch.stack(stochs, 1)), torch.stack(posts, 1), self.prior_log_p(deter)

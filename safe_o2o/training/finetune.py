@@ -29,6 +29,7 @@ from safe_o2o.export.algorithm import export_algorithm
 from safe_o2o.files import write_atomic
 from safe_o2o.training import checkpoint, offline
 from safe_o2o.training.logger import MetricLog
+from safe_o2o.training.memory import keep_freed_memory
 from safe_o2o.training.promotion import PromotionConfig, promote
 from safe_o2o.training.seed import seed_everything
 
@@ -98,6 +99,7 @@ class FineTuner:
         self.config = config
         if config.threads:
             torch.set_num_threads(config.threads)
+        keep_freed_memory()
         self.offline_data = Dataset(self.run_dir / "dataset")
         self.folder = self.run_dir / DIRECTORY
         self._load()

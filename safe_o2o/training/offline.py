@@ -19,6 +19,7 @@ from safe_o2o.data.statistics import Statistics
 from safe_o2o.errors import CheckpointError, ConfigError, MissingDependencyError
 from safe_o2o.training import checkpoint
 from safe_o2o.training.logger import MetricLog
+from safe_o2o.training.memory import keep_freed_memory
 from safe_o2o.training.seed import seed_everything
 
 HELD_OUT = 20
@@ -123,6 +124,7 @@ def train_offline(
         raise MissingDependencyError("PyTorch sees no GPU", where="device", todo="use device cpu")
     if run.threads:
         torch.set_num_threads(run.threads)
+    keep_freed_memory()
     seed_everything(config.seed)
     dataset = Dataset(data)
     algorithm = build(name, config, dataset, run.device)
