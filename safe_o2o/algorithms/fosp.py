@@ -108,7 +108,7 @@ class Fosp:
             ema_update(self.slow["value"], self.net.value, 1.0)
         self.base = copy.deepcopy(self.net).requires_grad_(False)
         self.average.load_state_dict(self.net.state_dict())
-        self.objectives.base, self.objectives.online, self.online_step = self.base, True, 0
+        self.objectives.online, self.online_step = True, 0
         self._build_optimizers()
 
     def update(self, batch: Batch) -> dict[str, float]:
@@ -207,7 +207,6 @@ class Fosp:
         if state["base"] is not None:
             self.base = copy.deepcopy(self.net).requires_grad_(False)
             self.base.load_state_dict(state["base"])
-        self.objectives.base = self.base
         self._build_optimizers()
         for name, optimizer in self.optimizer.items():
             optimizer.load_state_dict(state["optimizer"][name])

@@ -46,8 +46,6 @@ class FineTuneConfig:
     actor: Literal["imagined", "weighted"] = "imagined"
     """paper: imagined, pathwise u A^r - (1 - u) A^c on imagined actions (fosp.md 4.2). `weighted`:
     the offline weighted regression, on online records only where reward still follows."""
-    bc_scale: float = 0.0
-    """weight of the squared error to the frozen policy's action on offline records; paper: 0"""
     learning_rate: float = 0.0
     """one rate for every network; 0 keeps the offline rates (paper)"""
     warmup: int = 0
@@ -214,7 +212,6 @@ SMALL = FospConfig(
     selection=SelectionConfig(rule="reach", threshold=0.2),
     finetune=FineTuneConfig(
         actor="weighted",
-        bc_scale=0.0,
         learning_rate=2e-4,
         warmup=30,
         average_rate=0.02,

@@ -48,7 +48,6 @@ class Records:
     is_first: Tensor
     mask: Tensor
     actor_mask: Tensor
-    online: Tensor
     pairs: losses.Pairs
 
 
@@ -65,7 +64,6 @@ class Objectives:
         generator: source of all samples.
 
     Attributes:
-        base: the frozen offline policy's networks, None offline.
         online: whether the online objective applies.
     """
 
@@ -82,7 +80,6 @@ class Objectives:
         self.config, self.spec, self.net, self.slow = config, spec, net, slow
         self.lagrangian, self.scale, self.generator = lagrangian, scale, generator
         self.device = generator.device
-        self.base: FospNet | None = None
         self.online = False
 
     def __call__(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -137,9 +134,6 @@ class Objectives:
                 obs[name] = losses.random_shift(obs[name], self.config.shift, self.generator)
         image = stack_images(observation, obs)
         mask = batch.mask.float()
-        online = torch.zeros_like(mask)
-        if batch.index is not None:
-            online = (batch.index.origin > 0).float().unsqueeze(1).expand_as(mask)
         actor_mask = batch.actor_mask if batch.actor_mask is not None else batch.action_mask
         return Records(
             image=image,
@@ -150,7 +144,6 @@ class Objectives:
             is_first=batch.is_first.float(),
             mask=mask,
             actor_mask=actor_mask.float(),
-            online=online,
             pairs=losses.transition_pairs(batch.is_first, batch.terminated, batch.mask),
         )
 
@@ -354,26 +347,11 @@ class Objectives:
         loss = -losses.masked_mean(weight * net.actor.log_prob(action, mean, std), valid)
         if cfg.entropy and not cfg.actor_std:
             loss = loss - cfg.entropy * losses.masked_mean(net.actor.entropy(std), valid)
-        if self.online and cfg.finetune.bc_scale and self.base is not None:
-            base = self._base_action(data)[:, :-1]
-            offline = data.pairs.valid * (1.0 - data.online[:, :-1])
-            distance = losses.masked_mean((mean - base).square().sum(-1), offline)
-            metrics["actor/base_distance"] = distance.detach()
-            loss = loss + cfg.finetune.bc_scale * distance
         metrics["actor/loss"] = loss.detach()
         metrics["actor/weight_max"] = (weight * valid).amax()
         error = (mean.detach() - action).square().sum(-1)
         metrics["actor/weighted_error"] = losses.masked_mean(weight * error, valid)
         return loss
-
-    @torch.no_grad()
-    def _base_action(self, data: Records) -> Tensor:
-        """The frozen offline policy's mean action at every record `[B, T, A]`."""
-        assert self.base is not None
-        seen = self.base.world_model.observe(
-            data.image, data.vector, data.action, data.is_first, self.generator
-        )
-        return self.base.actor(self.base.feature(seen.latent, seen.embed))[0]
 
     def _imagined_objective(self, imagined: Imagined, metrics: dict[str, Tensor]) -> Tensor:
         """-E[u A^r - (1 - u) A^c] - eta H along imagined rollouts, pathwise (fosp.md 4.2)."""
