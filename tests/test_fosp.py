@@ -121,7 +121,7 @@ def test_expansion_scores_each_candidate_at_its_own_action() -> None:
     module, _ = decision("expansion")
     mean, std = torch.zeros(1, 3), torch.full((1, 3), 0.25)
     base = torch.full((1, 3), 0.5)
-    noise = torch.ones(1, 16, 3)
+    noise = {"noise": torch.ones(1, 16, 3)}
     candidates = module.candidates(mean, std, base, noise)
     assert candidates.shape == (1, 2, 3)
     assert torch.equal(candidates[0, 0], torch.full((3,), 0.25))
@@ -132,7 +132,7 @@ def test_expansion_chooses_with_the_probabilities_of_the_paper() -> None:
     module, _ = decision("expansion")
     q_reward = torch.tensor([[1.0, 0.8]]).expand(20_000, 2)
     q_cost = torch.tensor([[2.0, 0.5]]).expand(20_000, 2)
-    noise = torch.randn(20_000, 16, 3, generator=torch.Generator().manual_seed(0))
+    noise = {"noise": torch.randn(20_000, 16, 3, generator=torch.Generator().manual_seed(0))}
     action = torch.tensor([[0.0], [1.0]]).expand(20_000, 2, 1)
     chosen = module.choose(action, q_reward, q_cost, torch.zeros_like(q_cost), noise)
     # T10: P = (0.562177, 0.437823); three standard errors are 0.0105.
@@ -146,13 +146,32 @@ def test_reach_rule_keeps_the_mean_unless_it_is_risky_and_fails_closed() -> None
     risk = torch.stack([mean_risk, torch.zeros(5), torch.full((5,), 0.9)], 1)
     action = torch.tensor([[0.0], [1.0], [-1.0]]).expand(5, 3, 1)
     none = torch.zeros(5, 3)
-    chosen = module.choose(action, none, none, risk, torch.zeros(5, 16, 3))[:, 0]
+    chosen = module.choose(action, none, none, risk, {})[:, 0]
     assert chosen[:2].tolist() == [0.0, 0.0]
     assert chosen[2].item() == pytest.approx(0.5, abs=0.01)
     assert chosen[3:].tolist() == pytest.approx([1.0, 1.0], abs=0.02)
     risk = torch.tensor([[float("nan"), 0.1, 0.1]])
-    unknown = module.choose(action[:1], none[:1], none[:1], risk, torch.zeros(1, 16, 3))
+    unknown = module.choose(action[:1], none[:1], none[:1], risk, {})
     assert not torch.isfinite(unknown).any()  # the runtime refuses an action that is no number
+
+
+@pytest.mark.parametrize("rule", ["reach", "mean"])
+def test_exploration_moves_the_policys_own_action_and_nothing_else(rule: str) -> None:
+    module, algorithm = decision(rule)
+    mean, std = torch.zeros(1, 3), torch.full((1, 3), 0.25)
+    base, noise = torch.full((1, 3), 0.5), {"noise": torch.ones(1, 16, 3)}
+    still = module.candidates(mean, std, base, noise | {"explore": torch.zeros(1, 3)})
+    moved = module.candidates(mean, std, base, noise | {"explore": torch.full((1, 3), 2.0)})
+    assert torch.equal(still[:, 0], mean)
+    assert torch.equal(moved[:, 0], torch.full((1, 3), 0.5))
+    assert torch.equal(still[:, 1:], moved[:, 1:])
+    assert module.deterministic_noise["explore"] == "zero"
+    policy, batch = algorithm.policy, sequence_batch(0, batch=1)
+    obs = {name: array[:, 0].numpy() for name, array in batch.obs.items()}
+    carry = policy.initial_carry()
+    fixed = [policy.act(obs, carry)[0] for _ in range(2)]
+    drawn = [policy.act(obs, carry, deterministic=False)[0] for _ in range(2)]
+    assert torch.equal(*fixed) and not torch.equal(*drawn)
 
 
 def test_reach_rule_does_not_jump() -> None:
@@ -160,7 +179,7 @@ def test_reach_rule_does_not_jump() -> None:
     generator = torch.Generator().manual_seed(0)
     risk = torch.rand(5000, 17, generator=generator)
     action = torch.rand(5000, 17, 3, generator=generator) * 2 - 1
-    none, noise = torch.zeros(5000, 17), torch.zeros(5000, 16, 3)
+    none, noise = torch.zeros(5000, 17), dict[str, torch.Tensor]()
     before = module.choose(action, none, none, risk, noise)
     after = module.choose(action, none, none, risk + 1e-7 * torch.randn(risk.shape), noise)
     assert (before - after).abs().max().item() < 5e-5

@@ -148,10 +148,18 @@ class DecisionModule(nn.Module):
             }
         self.carry_sizes = sizes
         self.carry_names = {name: f"next_{name}" for name in sizes}
-        count = max(2, self.selection.samples) if self.selection.rule != "mean" else 1
-        self.noise_inputs = {"noise": (count, spec.action.dim)}
-        # The same draw at every step makes a deterministic policy of a sampled choice.
-        self.deterministic_noise = {"noise": "fixed"}
+        # The same draw at every step makes a deterministic policy of a sampled choice; without
+        # exploration the first candidate is the mean action.
+        choice = {"noise": (max(2, self.selection.samples), spec.action.dim)}
+        explore = {"explore": (spec.action.dim,)}
+        self.noise_inputs: dict[str, tuple[int, ...]] = {
+            "expansion": choice,
+            "reach": choice | explore,
+            "mean": explore,
+        }[self.selection.rule]
+        self.deterministic_noise = {
+            name: "zero" if name == "explore" else "fixed" for name in self.noise_inputs
+        }
         self.input_names = [*spec.observation.arrays, *sizes, *self.noise_inputs]
         diagnostics = ["mean_action", "q_reward", "q_cost", "risk", "mean_risk", "reach"]
         self.output_names = ["action", *self.carry_names.values(), *diagnostics]
@@ -167,22 +175,33 @@ class DecisionModule(nn.Module):
         noise = [torch.zeros(1, *shape) for shape in self.noise_inputs.values()]
         return (*obs, *carry, *noise)
 
-    def candidates(self, mean: Tensor, std: Tensor, base: Tensor | None, noise: Tensor) -> Tensor:
-        """Actions to choose from `[N, K, A]`; the mean action is the first."""
-        mean = mean.unsqueeze(1)
-        if self.selection.rule == "mean":
-            return mean
-        if self.selection.rule == "expansion":
-            # One draw of each policy (paper); without a base policy there is nothing to choose.
-            own = mean + std.unsqueeze(1) * noise[:, :1]
-            parts = [own] if base is None else [own, base.unsqueeze(1)]
-        else:
-            sampled = mean + self.selection.sample_std * noise
-            parts = [mean, sampled] if base is None else [mean, base.unsqueeze(1), sampled]
+    def candidates(
+        self, mean: Tensor, std: Tensor, base: Tensor | None, noise: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Actions to choose from `[N, K, A]`, the policy's own first.
+
+        Args:
+            mean: of the policy `[N, A]`.
+            std: of the policy `[N, A]`.
+            base: action of the frozen offline policy `[N, A]`, or None.
+            noise: `noise` `[N, K', A]`, `explore` `[N, A]`: those that the rule has.
+        """
+        rule = self.selection.rule
+        draw = noise["noise"][:, 0] if rule == "expansion" else noise["explore"]
+        parts = [(mean + std * draw).unsqueeze(1)]
+        if base is not None and rule != "mean":
+            parts.append(base.unsqueeze(1))
+        if rule == "reach":
+            parts.append(mean.unsqueeze(1) + self.selection.sample_std * noise["noise"])
         return torch.cat(parts, 1).clamp(-1.0, 1.0)
 
     def choose(
-        self, action: Tensor, q_reward: Tensor, q_cost: Tensor, risk: Tensor, noise: Tensor
+        self,
+        action: Tensor,
+        q_reward: Tensor,
+        q_cost: Tensor,
+        risk: Tensor,
+        noise: Mapping[str, Tensor],
     ) -> Tensor:
         """The action `[N, A]` out of candidates `[N, K, A]` and their critics `[N, K]`.
 
@@ -200,7 +219,7 @@ class DecisionModule(nn.Module):
             q_reward, q_cost, self.selection.cost_coefficient, self.selection.inverse_temperature
         )
         # Gumbel-max from normal noise through its distribution function.
-        uniform = 0.5 * (1.0 + torch.erf(noise[:, : score.shape[1], -1] / 2.0**0.5))
+        uniform = 0.5 * (1.0 + torch.erf(noise["noise"][:, : score.shape[1], -1] / 2.0**0.5))
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-6, 1.0 - 1e-6)))
         index = (score + gumbel).argmax(-1).view(-1, 1, 1)
         return torch.gather(action, 1, index.expand(-1, -1, action.shape[-1]))[:, 0]
@@ -210,7 +229,8 @@ class DecisionModule(nn.Module):
         named = dict(zip(self.input_names, inputs, strict=True))
         image = stack_images(self.spec.observation, named)
         vector = stack_vectors(self.spec.observation, named)
-        first, previous, noise = 1.0 - named["started"], named["previous_action"], named["noise"]
+        first, previous = 1.0 - named["started"], named["previous_action"]
+        noise = {name: named[name] for name in self.noise_inputs}
         latent, feature = self.net.track(
             image, vector, Latent(named["deter"], named["stoch"]), previous, first
         )
@@ -221,7 +241,7 @@ class DecisionModule(nn.Module):
             base_latent, base_feature = self.base.track(image, vector, state, previous, first)
             base_mean, base_std = self.base.actor(base_feature)
             sampled = self.selection.rule == "expansion"
-            base_action = base_mean + base_std * noise[:, 1] if sampled else base_mean
+            base_action = base_mean + base_std * noise["noise"][:, 1] if sampled else base_mean
             carry += [base_latent.deter, base_latent.stoch]
         mean, std = self.net.actor(feature)
         action = self.candidates(mean, std, base_action, noise)
@@ -259,10 +279,15 @@ class FospPolicy(nn.Module):
         self.module = DecisionModule(net, base, spec)
         self.spec = spec
         self.last_output: dict[str, Tensor] = {}
-        shape = self.module.noise_inputs["noise"]
         # Drawn as the exported bundle draws it: both choose among the same candidates.
-        draw = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, np.float32)
-        self._fixed = torch.from_numpy(draw).unsqueeze(0)
+        generator = np.random.Generator(np.random.PCG64(seed))
+        still = {
+            name: generator.standard_normal(shape, np.float32)
+            if self.module.deterministic_noise[name] == "fixed"
+            else np.zeros(shape, np.float32)
+            for name, shape in self.module.noise_inputs.items()
+        }
+        self._still = {name: torch.from_numpy(draw).unsqueeze(0) for name, draw in still.items()}
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
@@ -283,12 +308,15 @@ class FospPolicy(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Choose actions `[n, A]` for observations `[n, ...]`."""
         arrays = [_tensor(obs[name]) for name in self.spec.observation.arrays]
-        n, shape = arrays[0].shape[0], self._fixed.shape[1:]
-        noise = self._fixed.expand(n, *shape)
-        if not deterministic:
-            noise = torch.randn(n, *shape, generator=self._generator)
+        n = arrays[0].shape[0]
+        noise = [
+            still.expand(n, *still.shape[1:])
+            if deterministic
+            else torch.randn(n, *still.shape[1:], generator=self._generator)
+            for still in self._still.values()
+        ]
         device = next(self.module.parameters()).device
-        inputs = [x.to(device) for x in (*arrays, *carry.values(), noise)]
+        inputs = [x.to(device) for x in (*arrays, *carry.values(), *noise)]
         out = dict(zip(self.module.output_names, self.module(*inputs), strict=True))
         names = self.module.carry_names
         self.last_output = {k: v for k, v in out.items() if k not in names.values()}

@@ -29,6 +29,8 @@ class Arguments:
         episodes_per_round: episodes before each training.
         variant: scene variant.
         speed: twin time per wall time.
+        deterministic: the mean action in the rounds too, without the policy's own noise: a policy
+            that stands still at a wrong place then never learns what lies beside it.
         seed: which layouts.
         ros: `yes` insists on the ROS graph, `no` on one process, `auto` takes what is there.
         learner: how the learner trains and what a bundle must show to go live.
@@ -39,6 +41,7 @@ class Arguments:
     episodes_per_round: int = 10
     variant: str = "colour"
     speed: float = 6.0
+    deterministic: bool = False
     seed: int = 0
     ros: str = "auto"
     learner: FineTunerConfig = field(default_factory=FineTunerConfig)
@@ -65,6 +68,7 @@ def finetune(arguments: Arguments, progress: Progress | None = None) -> DeployRe
         episodes_per_round=arguments.episodes_per_round,
         variant=arguments.variant,
         speed=arguments.speed,
+        deterministic=arguments.deterministic,
         seed=episode_seeds("online", arguments.seed, 1)[0],
         ros=ros_choice(arguments.ros),
         learner=True,
