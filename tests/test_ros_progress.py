@@ -67,3 +67,19 @@ def test_the_strictest_verdict_keeps_its_reason_and_holding_is_not_judged() -> N
     assert (tracker.verdict, tracker.reason, tracker.margin) == (Verdict.PASS, "", 1.0)
     tracker.reset()
     assert tracker.held == 0 and sum(tracker.counts.values()) == 0
+
+
+def test_a_long_hold_is_a_rest_and_ends_with_the_next_proposal() -> None:
+    tracker = progress.ProposalProgress(0.01, retry=0.2)
+    ticks(tracker, 499)
+    assert not tracker.resting
+    ticks(tracker, 1)
+    assert tracker.resting
+    tracker.accept(proposal(0.0))
+    assert not tracker.resting
+    ticks(tracker, 20 + 499)
+    assert not tracker.resting  # the hold is counted from the proposal's end
+    ticks(tracker, 1)
+    assert tracker.resting
+    tracker.reset()
+    assert not tracker.resting

@@ -181,7 +181,7 @@ class ProcessGroup:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._node_environment(),
+                env=self._node_environment(node),
                 start_new_session=True,  # its own group; SIGINT not inherited as ignored
             )
         if node.nice:
@@ -246,13 +246,14 @@ class ProcessGroup:
             os.close(descriptor)
         self._descriptors.clear()
 
-    def _node_environment(self) -> dict[str, str]:
+    def _node_environment(self, node: NodeSpec) -> dict[str, str]:
         discovery = launch_folder() / "dds" / "quick_discovery.xml"
+        # Pools of threads would take turns with the control loop; what runs nice gives way anyhow.
+        one_core = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         return {
             "FASTRTPS_DEFAULT_PROFILES_FILE": str(discovery),  # unless the user has one
             **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
+            **({} if node.nice else one_core),
             "PYTHONUNBUFFERED": "1",
             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
             "ROS_DOMAIN_ID": str(self.domain),

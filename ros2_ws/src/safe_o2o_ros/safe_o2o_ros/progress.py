@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from safe_o2o.types import Decision, Proposal, Verdict
 
+REST_AFTER = 5.0
+"""Time without a proposal after which the arm rests, s."""
+
 
 class ProposalProgress:
     """Counts control ticks along a proposal and sums up what the filter did with it.
@@ -29,6 +32,7 @@ class ProposalProgress:
         self.held = 0
         self._left = 0
         self._idle = self._retry - 1
+        self._held_in_a_row = 0
         self.clear_worst()
 
     def clear_worst(self) -> None:
@@ -40,15 +44,21 @@ class ProposalProgress:
         """Whether there are ticks of a proposal left."""
         return self._left > 0
 
+    @property
+    def resting(self) -> bool:
+        """Whether nothing was proposed for so long that nobody waits for the arm."""
+        return self._held_in_a_row * self.period >= REST_AFTER
+
     def accept(self, proposal: Proposal) -> None:
         """Take a new proposal; one in progress is replaced from the next tick on."""
-        self.proposal = proposal
+        self.proposal, self._held_in_a_row = proposal, 0
         self._left = max(1, round(len(proposal.q) * proposal.period / self.period))
 
     def after_tick(self, decision: Decision) -> bool:
         """Count one tick; True when the robot is ready for a decision at the next reading."""
         if self._left == 0:
             self.held += 1
+            self._held_in_a_row += 1
             self._idle += 1
             if self._idle >= self._retry:
                 self._idle = 0

@@ -2,7 +2,8 @@
 
 No topic lies between certificate and motor. The loop runs on the steady clock, `speed` times as
 fast as the robot's own time; it holds whenever no proposal is in progress, so that a slow policy
-looks like a pause.
+looks like a pause. A long pause, while a learner trains say, passes in real time: the cores are the
+learner's then.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class RobotNode(GuardedNode):
 
     @property
     def real_speed(self) -> float:
-        """Robot time per wall time that was reached inside episodes; the wish before the first."""
+        """Robot time per wall time that was reached at work; the wish before the first tick."""
         return self._robot_time / self._wall_time if self._wall_time else self.config.speed
 
     # The control loop.
@@ -200,14 +201,16 @@ class RobotNode(GuardedNode):
         """When the next tick is due; after a stall the loop goes on from now instead of rushing."""
         late = now - self._next
         self.latency.add("tick_lateness", late)
-        self._robot_time += self.robot.period
-        self._wall_time += now - self._last_tick
+        if not self.progress.resting:
+            self._robot_time += self.robot.period
+            self._wall_time += now - self._last_tick
         self._last_tick = now
         self.overruns += late > 0.5 * self._tick_wall
         if late > BEHIND * self._tick_wall:
             self.skipped += int(late / self._tick_wall)
             self._next = now
-        self._next += self._tick_wall
+        at_rest = max(self._tick_wall, self.robot.period)
+        self._next += at_rest if self.progress.resting else self._tick_wall
 
     def _publish_state(self, ready: bool) -> None:
         state, read_at = self.robot.read(), time.monotonic()
