@@ -162,16 +162,23 @@ def test_bundles_are_swapped_between_episodes_bad_ones_refused_and_a_dead_learne
 
 def test_a_stalled_policy_looks_like_a_pause_and_a_killed_one_ends_the_run_whole(tmp_path, bundles):
     def stall() -> None:
+        time.sleep(0.25)  # into the next episode
         (policy,) = node_pids("safe_o2o_ros.policy_node")
         os.kill(policy, signal.SIGSTOP)
         time.sleep(1.0)
         os.kill(policy, signal.SIGCONT)
 
-    report = run(tmp_path / "run", bundles, episodes=5, progress=once(1, stall))
+    stalls = [once(at, stall) for at in (1, 2, 3)]
+    report = run(
+        tmp_path / "run",
+        bundles,
+        episodes=5,
+        progress=lambda *counts: [each(*counts) for each in stalls],
+    )
     assert all(episode.success for episode in report.episodes)
     held = [line["ticks"]["held"] for line in read_episode_lines(tmp_path / "run")]
-    # Whichever episode it fell into: a quarter of the stall, in ticks of the twin's clock.
-    assert max(held) - np.median(held) > 0.25 * SPEED / 0.01, held
+    # A stall may fall between two episodes, three hardly: a quarter of it, in the twin's ticks.
+    assert max(held) - min(held) > 0.25 * SPEED / 0.01, held
 
     def kill() -> None:
         (policy,) = node_pids("safe_o2o_ros.policy_node")
