@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from safe_o2o import config
 from safe_o2o.errors import ConfigError
 from safe_o2o.types import Array
 from safe_o2o_sim.bullet import pybullet
+from safe_o2o_sim.steady_normals import with_steady_normals
 
 GREEN = (0.10, 0.60, 0.20)
 RED = (0.85, 0.10, 0.10)
@@ -95,15 +97,24 @@ def load_panda(client: int, show: Literal["visual", "collision"]) -> int:
         The body's id. Joints are indexed as in `ARM_JOINTS`.
     """
     folder = Path(pybullet_data.getDataPath()) / "franka_panda"
+    meshes = folder / "meshes" / "collision"
     text = (folder / "panda.urdf").read_text("utf-8")
     dropped = "collision" if show == "visual" else "visual"
     text = re.sub(rf"<{dropped}>.*?</{dropped}>", "", text, flags=re.DOTALL)
-    text = text.replace("package://meshes/visual/", "package://meshes/collision/")
-    text = text.replace("package://meshes/", f"{folder.as_posix()}/meshes/")
     with tempfile.TemporaryDirectory() as scratch:
+        if show == "visual":
+            for mesh in meshes.glob("*.obj"):
+                (Path(scratch) / mesh.name).write_text(_steady(mesh), "utf-8")
+            meshes = Path(scratch)
+        text = re.sub("package://meshes/(visual|collision)/", f"{meshes.as_posix()}/", text)
         path = Path(scratch) / "panda.urdf"
         path.write_text(text, "utf-8")
         return int(pybullet.loadURDF(str(path), useFixedBase=True, physicsClientId=client))
+
+
+@cache
+def _steady(mesh: Path) -> str:
+    return with_steady_normals(mesh.read_text("utf-8"))
 
 
 def place_arm(client: int | None, arm: int, q: Array) -> None:

@@ -33,7 +33,7 @@ _ARM, _HAND, _FINGERS = (0.80, 0.80, 0.82), (0.36, 0.40, 0.50), (0.10, 0.10, 0.1
 class TwinCamera:
     """A static third-person camera in front of the table, rendered by PyBullet's TinyRenderer.
 
-    Pictures are equal bit for bit across processes and runs.
+    A picture depends on the scene and the joints alone, bit for bit, on one kind of machine.
 
     Args:
         size: height and width in pixels, or one number for both.
