@@ -171,7 +171,7 @@ SMALL = FospConfig(
         head_units=256,
         decoder_size=32,
         decoder_depth=16,
-        decode_every=4,
+        decode_every=8,
         number_output="scalar",
         image_scale=0.02,
         reward_scale=1.0,
@@ -207,7 +207,7 @@ SMALL = FospConfig(
     policy_eps=1e-8,
     model_clip=100.0,
     decay_start=0.5,
-    total_updates=2000,
+    total_updates=1800,
     average_rate=0.002,
     selection=SelectionConfig(rule="reach", threshold=0.2),
     finetune=FineTuneConfig(

@@ -66,9 +66,9 @@ BUDGETS = {
     ),
     "default": Budget(
         episodes=480,
-        updates=2000,
+        updates=1800,
         evaluation=100,
-        deployed=4,
+        deployed=3,
         rounds=4,
         per_round=10,
         online_updates=100,
