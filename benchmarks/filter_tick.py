@@ -53,7 +53,7 @@ def timed(
         ticks: how many.
         push: how far the targets lead down and back up, 1 is beyond the floor.
     """
-    filter_ = SafetyFilter.for_robot("panda", workspace=BOX, period=DT)
+    filter_ = SafetyFilter.for_robot("panda", workspace=BOX, tool_speed=None, period=DT)
     names, still = filter_.limits.joint_names, np.zeros(7)
     spent, copied, verdicts = np.empty(ticks), np.empty(ticks), Counter[str]()
     filter_.reset(RobotState(HOME, still, HOME, 0.0))

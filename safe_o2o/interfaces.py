@@ -134,9 +134,23 @@ class Constraint(Protocol):
     name: str
     range: float
     """Clearance that counts as margin 1, in the constraint's own unit."""
+    static: bool
+    """Whether `swept` depends on where the arm goes alone, not on when or how fast."""
+    exact_rows: bool
+    """Whether `rows` is about the next tick alone; else a distance has to last for time `dt`."""
 
     def rows(self, q: Array, dq: Array, dt: float) -> tuple[Array, Array]:
-        """Linear rows on the next joint velocity w: `G w <= h`, shapes `[m, n]` and `[m]`."""
+        """Linear rows on the next joint velocity w: `G w <= h`, shapes `[m, n]` and `[m]`.
+
+        Args:
+            q: where the arm is `[n]`, rad.
+            dq: how it moves `[n]`, rad/s.
+            dt: for how long w will last, s.
+        """
+        ...
+
+    def fault(self, now: float) -> str:
+        """Id of what is wrong with the data it rests on at `now`, s; `""` where nothing is."""
         ...
 
     def clearance(self, q: Array) -> Array:
@@ -147,11 +161,12 @@ class Constraint(Protocol):
         """
         ...
 
-    def bulge(self, step: Array) -> float:
-        """Bound b on how far a clearance may dip between two configurations `step` `[n]` apart.
+    def swept(self, motion: Any) -> tuple[Array, Array]:
+        """Lower bounds on the clearance along a motion (`safety.motion.Motion`) of K ticks.
 
-        Below the line between its values at both ends, by at most 4 b t (1 - t) at the share t of
-        the way; in the constraint's own unit.
+        Returns:
+            At its start `[m]` and within each tick `[K, m]`, for those m limits that the motion
+            comes within `range` of; m may be 0 and differ from motion to motion.
         """
         ...
 

@@ -103,12 +103,18 @@ class Decision:
         reason: id of the limiting constraint or guard, `""` when the proposal passed.
         margin: smallest remaining margin of the returned motion over all constraints, as a share
             of each constraint's range (1 = far away, 0 = at the limit).
+        rate: policy time per time in this tick; below 1 the arm is slower than proposed.
+        stop_ticks: control ticks to a standstill, were the stored stop played from here.
+        tried: motions that were checked in this tick.
     """
 
     command: CertifiedCommand
     verdict: Verdict
     reason: str
     margin: float
+    rate: float = 1.0
+    stop_ticks: int = 0
+    tried: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class Tally:
 def wild_run(ticks: int, seed: int) -> Tally:
     """Drive the filter with garbage, jitter and noise; judge every command it returns."""
     generator, judge, tally = np.random.default_rng(seed), Judge(), Tally()
-    filter_ = SafetyFilter.for_robot("panda", workspace=BOX, period=DT)
+    filter_ = SafetyFilter.for_robot("panda", workspace=BOX, tool_speed=None, period=DT)
     q, v, now = HOME.copy(), np.zeros(7), 0.0
     filter_.reset(RobotState(q, v, q, now))
     proposal: Proposal | None = None
@@ -93,7 +93,7 @@ def wild_run(ticks: int, seed: int) -> Tally:
 def bang_run(ticks: int, seed: int) -> Tally:
     """Drive the arm as fast as it goes from wall to wall: far targets, new ones at odd times."""
     generator, judge, tally = np.random.default_rng(seed), Judge(), Tally()
-    filter_ = SafetyFilter.for_robot("panda", workspace=BOX, period=DT)
+    filter_ = SafetyFilter.for_robot("panda", workspace=BOX, tool_speed=None, period=DT)
     q, v, now, left = HOME.copy(), np.zeros(7), 0.0, 0
     filter_.reset(RobotState(q, v, q, now))
     for _ in range(ticks):

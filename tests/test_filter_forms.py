@@ -76,21 +76,23 @@ def test_what_is_no_array_of_numbers_stops(q: Any) -> None:
 def test_the_readme_example_in_numbers() -> None:
     """0.05 rad in 0.2 s from rest with the Panda's joint 2, worked out by hand.
 
-    One cubic from velocity 0 to 0.25 rad/s: q = 0.05 (2 u^2 - u^3), u = ticks / 20.
-    Its acceleration begins at 0.05 * 4 / 0.04 = 5 rad/s^2, below joint 2's 7.5.
+    One quintic from velocity 0 to 0.25 rad/s, its acceleration 3 * 0.05 / 0.04 at the start and 0
+    at the end: q = 0.05 (1.5 u^2 + 1.5 u^3 - 3.5 u^4 + 1.5 u^5), u = ticks / 20. Its acceleration
+    is 3.53 * 0.05 / 0.04 = 4.4 rad/s^2 at most, below 7.5.
     """
     bench, move = Bench(), 0.05 * np.eye(7)[1]
     decisions = bench.run(bench.propose(HOME + move), 20)
     u = np.arange(1, 21) / 20.0
     got = np.array([d.command.q[1] for d in decisions]) - HOME[1]
-    assert np.allclose(got, 0.05 * (2.0 * u**2 - u**3), rtol=0.0, atol=1e-15)
-    assert got[4] == pytest.approx(0.00546875) and got[9] == pytest.approx(0.01875)
+    assert np.allclose(
+        got, 0.05 * (1.5 * u**2 + 1.5 * u**3 - 3.5 * u**4 + 1.5 * u**5), rtol=0.0, atol=1e-15
+    )
+    assert got[4] == pytest.approx(0.0052490234375) and got[9] == pytest.approx(0.01953125)
     dq = np.array([d.command.dq[1] for d in decisions])
     assert np.allclose(dq, np.diff([0.0, *got]) / DT, atol=1e-12)
-    # Then 0.25 rad/s: 3.33 ticks at 7.5 rad/s^2 and 10 ms, so four: 3/4, 2/4, 1/4, 0 of the speed.
+    # Then the path's own way to rest, 5 % longer than 0.25 / 7.5 s: w (t - t^2 / 2 T), T = 0.035 s.
     stop = bench.run(None, 5)
-    speeds = [d.command.dq[1] for d in stop]
-    v = dq[-1]
-    assert v == pytest.approx(0.05 * (1.0 - (2 * 0.95**2 - 0.95**3)) / DT)
-    assert np.allclose(speeds, [0.75 * v, 0.5 * v, 0.25 * v, 0.0, 0.0], atol=1e-12)
+    t = np.minimum(0.01 * np.arange(6), 0.035)
+    way = 0.25 * (t - t**2 / 0.07)
+    assert np.allclose([d.command.dq[1] for d in stop], np.diff(way) / DT, atol=1e-12)
     assert {d.reason for d in stop} == {"no_proposal"}

@@ -40,7 +40,7 @@ readings = st.one_of(st.just(HOME), arrays, st.just(None), st.just("joint"))
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(proposals, readings, numbers), min_size=1, max_size=6), st.booleans())
 def test_any_input_gets_a_safe_answer(ticks: list[tuple[Any, Any, float]], moving: bool) -> None:
-    filter_ = SafetyFilter.for_robot("panda", workspace=BOX, period=DT)
+    filter_ = SafetyFilter.for_robot("panda", workspace=BOX, tool_speed=None, period=DT)
     q, v, now = HOME, np.zeros(7), 0.0
     filter_.reset(RobotState(q, v, q, now))
     if moving:
@@ -67,7 +67,8 @@ def test_twenty_thousand_wild_ticks_without_a_violation() -> None:
 def test_driven_from_wall_to_wall_it_is_fast_and_stays_inside() -> None:
     tally = bang_run(10_000, seed=0)
     assert not tally.violations, tally.violations
-    assert tally.fastest > 0.9 and tally.verdicts["STOPPED"] < 2500
+    # A tenth of it are targets refused as too far; where a wall blocks the path the arm waits.
+    assert tally.fastest > 0.95 and tally.verdicts["STOPPED"] < 2700
 
 
 def test_the_judge_can_say_no() -> None:
@@ -79,7 +80,7 @@ def test_the_judge_can_say_no() -> None:
 
 
 def test_smooth_motion_inside_the_limits_is_left_alone() -> None:
-    filter_ = SafetyFilter.for_robot("panda", workspace=BOX, period=DT)
+    filter_ = SafetyFilter.for_robot("panda", workspace=BOX, tool_speed=None, period=DT)
     q, now, passed, ticks = HOME, 0.0, 0, 0
     filter_.reset(RobotState(q, np.zeros(7), q, now))
     for step in range(100):
@@ -106,7 +107,7 @@ def test_streams_at_ninety_percent_of_the_limits_pass_bit_for_bit() -> None:
         size = 0.9 * np.minimum(JUDGE.velocity / pace, JUDGE.acceleration / pace**2)
         size = np.minimum(size, 0.15) * generator.choice([-1.0, 1.0], 7)
         stream = HOME + size * (1.0 - np.cos(pace * time))
-        filter_ = SafetyFilter.for_robot("panda", workspace=wide, period=DT)
+        filter_ = SafetyFilter.for_robot("panda", workspace=wide, tool_speed=None, period=DT)
         q, now = HOME, 0.0
         filter_.reset(RobotState(q, np.zeros(7), q, now))
         for target in stream:

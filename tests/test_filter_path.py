@@ -8,15 +8,16 @@ import pytest
 from safe_o2o.safety.path import JointPath
 
 ONE, REST = np.ones(1), np.zeros(1)
+ANY = np.full(1, np.inf)
 
 
 @pytest.mark.parametrize("gentle", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_it_meets_every_target_to_the_bit_and_has_no_kink(gentle: bool, count: int) -> None:
     generator = np.random.default_rng(count)
-    q, v = generator.normal(size=(2, 7))
+    q, v, a = generator.normal(size=(3, 7))
     target = q + np.cumsum(generator.normal(0.0, 0.1, (count, 7)), axis=0)
-    path = JointPath(q, v, target, 0.2, 0.01, gentle)
+    path = JointPath(q, v, a, target, 0.2, 0.01, gentle)
     assert path.ticks == 20.0 * count
     for i in range(count):
         assert np.array_equal(path.at(20.0 * (i + 1)), target[i])
@@ -30,25 +31,49 @@ def test_it_meets_every_target_to_the_bit_and_has_no_kink(gentle: bool, count: i
     assert np.allclose(speed[-1], last / 0.2, atol=2e-3)  # leaves at the mean velocity
 
 
-@pytest.mark.parametrize(("gentle", "factor"), [(False, 4.0), (True, 1.0 + np.sqrt(2.0))])
+@pytest.mark.parametrize(("gentle", "factor"), [(False, 3.52738), (True, 1.0 + np.sqrt(2.0))])
 def test_largest_acceleration_is_the_one_worked_out_by_hand(gentle: bool, factor: float) -> None:
-    # From rest to 1 rad in 1 s: 4 at the start of the cubic, 1 + sqrt 2 for two parabolas.
-    path = JointPath(REST, REST, ONE[None], 1.0, 1e-4, gentle)
+    # From rest to 1 rad in 1 s: the quintic's 3 + 9 u - 42 u^2 + 30 u^3 is largest at u = 0.12348;
+    # 1 + sqrt 2 for two parabolas.
+    path = JointPath(REST, REST, None, ONE[None], 1.0, 1e-4, gentle)
     acceleration = np.diff(path.positions(np.arange(10_001.0)), n=2, axis=0) / 1e-8
     assert np.abs(acceleration).max() == pytest.approx(factor, rel=1e-3)
 
 
-def test_fit_takes_the_smooth_shape_then_the_gentle_one_then_time() -> None:
-    for limit, ticks, late in ((4.1, 100, ""), (2.5, 100, ""), (2.3, 105, "joint_acceleration")):
-        path = JointPath.fit(REST, REST, ONE[None], 1.0, 0.01, 9.0 * ONE, limit * ONE)
-        assert path.ticks == pytest.approx(ticks) and path.late == late
-    path = JointPath.fit(REST, REST, ONE[None], 1.0, 0.01, 0.7 * ONE, 99.0 * ONE)
-    assert path.late == "joint_velocity" and path.ticks == 200.0  # 4 / 3 rad/s on time
+def test_fit_takes_the_smooth_shape_then_the_gentle_one_then_speed_gained_on_the_way() -> None:
+    for limit, gentle, late in ((3.6, False, ""), (2.5, True, ""), (2.3, False, "aligned")):
+        path = JointPath.fit(REST, REST, None, ONE[None], 1.0, 0.01, 9 * ONE, limit * ONE, ANY)
+        assert path.ticks == 100.0 and path.late == ("joint_acceleration" if late else "")
+        # Where it starts at the speed of its segment, the arm has to gain that on the way.
+        assert path.rate == (0.0 if late else 1.0)
+        assert (len(path._starts) == 4) is gentle
+    assert np.allclose(path.motion(0.0)[0], ONE) and np.allclose(path.at(50.0), 0.5 * ONE)
+
+
+def test_fit_takes_longer_where_the_joints_are_too_slow() -> None:
+    two = np.array([[1.0], [1.5]])
+    path = JointPath.fit(REST, ONE, None, two, 1.0, 0.01, 0.7 * ONE, 99.0 * ONE, ANY)
+    assert path.late == "joint_velocity" and path.stretch == 1.75 and path.ticks == 350.0
+    assert path.refusal(path.motion(0.0)[0], None, 0.7 * ONE, 99.0 * ONE, ANY) == ""
+
+
+@pytest.mark.parametrize("gentle", [False, True])
+def test_motion_is_the_derivative(gentle: bool) -> None:
+    generator, tiny = np.random.default_rng(7), 1e-4
+    q, v, a = generator.normal(size=(3, 4))
+    target = q + np.cumsum(generator.normal(0.0, 0.1, (3, 4)), axis=0)
+    path = JointPath(q, v, a, target, 0.2, 0.01, gentle, 0.3, rest=0.2)
+    for time in (0.0, 3.3, 21.0, 45.5, 60.31, 60.9, 65.0, 99.0):
+        speed, acceleration = path.motion(time)
+        here = path.positions(np.array([time, time + tiny, time + 2 * tiny]))
+        assert np.allclose((here[1] - here[0]) / (tiny * 0.01), speed, atol=1e-3)
+        assert np.allclose(np.diff(here, n=2, axis=0)[0] / (tiny * 0.01) ** 2, acceleration, atol=1)
+    assert np.array_equal(path.at(path.end), path.at(path.end + 50.0))
 
 
 @pytest.mark.parametrize(("period", "tick"), [(0.3, 0.1), (0.7, 0.01), (0.15, 0.05)])
 def test_periods_that_floating_point_cannot_divide_still_end_on_a_tick(
     period: float, tick: float
 ) -> None:
-    path = JointPath(REST, REST, ONE[None], period, tick)
+    path = JointPath(REST, REST, REST, ONE[None], period, tick)
     assert path.ticks == round(period / tick) and np.array_equal(path.at(path.ticks), ONE)

@@ -11,6 +11,9 @@ from safe_o2o.safety.path import JointPath
 from safe_o2o.types import Verdict
 from tests.test_filter import DT, HOME, LIMITS, Bench
 
+STILL, ANY = np.zeros(7), np.full(7, np.inf)
+BOUNDS = (LIMITS.velocity, LIMITS.acceleration, ANY)
+
 
 @pytest.mark.parametrize("chunk", [1, 10])
 @pytest.mark.parametrize("rate", [5.0, 15.0, 24.0, 30.0, 33.0, 50.0, 60.0])
@@ -43,7 +46,7 @@ def test_a_path_that_starts_between_two_steps_meets_its_targets_in_time(
     generator = np.random.default_rng(0)
     q, v = generator.normal(size=(2, 7)) * [[1.0], [0.1]]
     target = q + np.cumsum(generator.normal(0.0, 0.1, (3, 7)), axis=0)
-    path = JointPath(q, v, target, per_step * DT, DT, gentle, lead)
+    path = JointPath(q, v, 0.0 * v, target, per_step * DT, DT, gentle, lead)
     assert path.ticks == np.ceil(3 * per_step + lead - 1e-9)
     assert np.array_equal(path.at(0.0), q)
     for i in range(3):
@@ -62,7 +65,7 @@ def test_a_path_that_starts_between_two_steps_meets_its_targets_in_time(
 
 
 def test_phase_is_the_way_to_the_nearest_step_if_that_is_no_tick_away() -> None:
-    path = JointPath(HOME, 0.0 * HOME, np.array([HOME + 0.01] * 3), DT * 10.0 / 3.0, DT)
+    path = JointPath(HOME, STILL, STILL, np.array([HOME + 0.01] * 3), DT * 10.0 / 3.0, DT)
     for ticks, phase in ((0.0, 0.0), (3.0, 1.0 / 3.0), (7.0, -1.0 / 3.0), (10.0, 0.0), (5.0, 0.0)):
         path.time = ticks
         assert path.phase == pytest.approx(phase, abs=1e-9)
@@ -72,22 +75,25 @@ def test_phase_is_the_way_to_the_nearest_step_if_that_is_no_tick_away() -> None:
 def test_a_hopeless_chunk_is_planned_within_a_few_milliseconds(length: int, limit: float) -> None:
     # A fifth of the limit is usual; the rest is for a busy machine.
     turns = np.where(np.arange(length) % 2 == 0, 0.45, -0.45)
-    target, still, spent = HOME + np.outer(turns, np.ones(7)), np.zeros(7), []
+    target, spent = HOME + np.outer(turns, np.ones(7)), []
     for _ in range(5):
         began = time.perf_counter()
-        path = JointPath.fit(HOME, still, target, 0.2, DT, LIMITS.velocity, LIMITS.acceleration)
+        path = JointPath.fit(HOME, STILL, None, target, 0.2, DT, *BOUNDS)
         spent.append(time.perf_counter() - began)
     assert path.late and min(spent) < limit
-    assert path.refusal(still, LIMITS.velocity, LIMITS.acceleration) == ""
+    assert path.refusal(path.motion(0.0)[0], None, *BOUNDS) == ""
 
 
 @pytest.mark.parametrize("bad", [0, 3, 40])
 def test_one_fast_segment_anywhere_in_a_chunk_is_seen(bad: int) -> None:
     move = np.full((60, 7), 1e-3)
     move[bad] = 0.6  # 3 rad/s
-    path = JointPath(HOME, np.zeros(7), HOME + np.cumsum(move, axis=0), 0.2, DT)
-    assert path.refusal(np.zeros(7), LIMITS.velocity, 1e9 * LIMITS.acceleration) == "joint_velocity"
-    assert path.refusal(np.zeros(7), 1e9 * LIMITS.velocity, LIMITS.acceleration) == (
+    path = JointPath(HOME, STILL, STILL, HOME + np.cumsum(move, axis=0), 0.2, DT)
+    assert (
+        path.refusal(STILL, STILL, LIMITS.velocity, 1e9 * LIMITS.acceleration, ANY)
+        == "joint_velocity"
+    )
+    assert path.refusal(STILL, STILL, 1e9 * LIMITS.velocity, LIMITS.acceleration, ANY) == (
         "joint_acceleration"
     )
-    assert path.refusal(np.zeros(7), 1e9 * LIMITS.velocity, 1e9 * LIMITS.acceleration) == ""
+    assert path.refusal(STILL, STILL, 1e9 * LIMITS.velocity, 1e9 * LIMITS.acceleration, ANY) == ""

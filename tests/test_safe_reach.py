@@ -204,7 +204,7 @@ def test_goal_obstacles_and_hand_are_seen_and_told_apart() -> None:
 def test_the_filter_is_told_the_walls_and_no_obstacle() -> None:
     env = make_env()
     known = {constraint.name for constraint in env.filter.constraints}  # type: ignore[attr-defined]
-    assert known == {"joint_limits", "workspace"}
+    assert known == {"joint_limits", "workspace", "tool_speed"}
     walls = next(c for c in env.filter.constraints if c.name == "workspace")  # type: ignore[attr-defined]
     assert np.array_equal([walls.low, walls.high], certified_box())
     env.close()

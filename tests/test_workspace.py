@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.safety.kinematics import POSTURES, Kinematics
+from safe_o2o.safety.body import Body
+from safe_o2o.safety.kinematics import POSTURES
 from safe_o2o.safety.workspace import Workspace
 from tests.invariance import BOX, HOME
 
-KINEMATICS = Kinematics("panda", ("panda_hand_tcp", "panda_link4"))
-TOOL, ELBOW = KINEMATICS.positions(HOME[None])[0]
+BODY = Body("panda", (), ("panda_hand_tcp", "panda_link4"))
+TOOL, ELBOW = BODY.positions(HOME[None])[0].T
 
 
 def distances(low: Any = BOX[0], high: Any = BOX[1], *more: Any, **settings: Any) -> np.ndarray:
-    return Workspace(KINEMATICS, low, high, *more, **settings).clearance(HOME[None])[0]
+    return Workspace(BODY, low, high, *more, **settings).clearance(HOME[None])[0]
 
 
 def test_distances_are_those_of_the_tool_to_box_and_table() -> None:
@@ -56,12 +57,12 @@ def test_half_planes_bound_both_points_whatever_the_length_of_the_normal() -> No
         {"half_planes": [((0.0, 0.0, 0.0), 1.0)]},
         {"half_planes": [((0.0, 1.0), 1.0)]},
         {"half_planes": [((0.0, 0.0, 1.0), float("nan"))]},
-        {"kinematics": Kinematics("panda", ("panda_hand_tcp",))},
+        {"body": Body("panda", (), ("panda_hand_tcp",))},
     ],
 )
 def test_nonsense_is_refused_in_one_line(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
-        Workspace(**({"kinematics": KINEMATICS, "low": BOX[0], "high": BOX[1]} | settings))
+        Workspace(**({"body": BODY, "low": BOX[0], "high": BOX[1]} | settings))
     assert "\n" not in str(caught.value)
 
 

@@ -1,27 +1,36 @@
 """The one door to the motors: a proposal in, one certified command a tick out.
 
-Each tick the filter advances along the proposal's joint path as far as the limits allow, and lets
-the command pass only if a full stop from it stays inside every limit as well. That stop is stored;
-whatever goes wrong later, it is played. A robot at rest inside its limits therefore never leaves
-them, for any proposal (online_safety.md 6.5), as long as it follows its set-points.
+Each tick the filter tries to go on along the intended path at full speed, then more slowly. What it
+sends is the first set-point of a motion that comes to a standstill and whose every tick, and the
+way between the ticks, was found inside every limit. The rest of that motion is stored; whatever
+goes wrong later, it is played. A robot at rest inside its limits therefore never leaves them, for
+any proposal (online_safety.md 6.5, path_filter.md 7), as long as it follows its set-points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.interfaces import Constraint
-from safe_o2o.safety.braking import synchronous_brake, synchronous_ticks
+from safe_o2o.safety.body import Body, Geometry
+from safe_o2o.safety.deflection import Deflection
 from safe_o2o.safety.guards import FilterConfig as FilterConfig
 from safe_o2o.safety.guards import Guards, joint_vector
 from safe_o2o.safety.joint_limits import JointLimits
-from safe_o2o.safety.kinematics import Kinematics
 from safe_o2o.safety.limits import RobotLimits
+from safe_o2o.safety.motion import Motion
+from safe_o2o.safety.obstacle import Obstacle, Obstacles
 from safe_o2o.safety.path import JointPath
+from safe_o2o.safety.precheck import PathCheck
+from safe_o2o.safety.self_collision import SelfCollision
+from safe_o2o.safety.stopping import Stop, Stopping
+from safe_o2o.safety.sweep import SLACK, JointDifferences, lowest_clearance
+from safe_o2o.safety.tool_speed import REDUCED_SPEED, ToolSpeed
 from safe_o2o.safety.workspace import Box, HalfPlane, Workspace
 from safe_o2o.types import (
     Array,
@@ -33,14 +42,23 @@ from safe_o2o.types import (
     Verdict,
 )
 
-RATE_STEPS = (0.2, 0.05, 0.0, -0.05, -0.1, -0.2, -0.4, -0.7)
-"""Changes of the rate along the path that are tried when full speed is refused."""
-SLACK = 1e-9
-"""Relative slack of speed and acceleration checks: rounding must not refuse the limit itself."""
+FASTER = (0.98, 0.7, 0.4, 0.1)
+"""Shares of the rate that could be gained along the path, tried where full speed is refused."""
+ASIDE = (1.0, 0.5, 0.25)
+"""Shares of the way from the brake to the quadratic program's velocity that are tried."""
+SLOWER = (0.25, 0.5, 0.75)
+"""Shares of the way from the present rate to the stored stop's, tried where going on is refused."""
 
 
-ROUNDING = 1e-12
-"""Clearance, in a constraint's unit, that is lost to rounding and does not count."""
+@dataclass(slots=True)
+class _Candidate:
+    """A motion within the joints' limits that could be sent."""
+
+    path: JointPath
+    time: float  # on the path, of its first set-point
+    rate: float
+    q: Array  # [K + 1, n]: the last command, the set-point, the stop after it
+    stop: Stop
 
 
 class SafetyFilter:
@@ -54,6 +72,7 @@ class SafetyFilter:
 
     Raises:
         ConfigError: the period is not positive or a constraint is missing.
+        MissingDependencyError: the mode is `deflect` and no QP solver is installed.
     """
 
     def __init__(
@@ -69,15 +88,23 @@ class SafetyFilter:
             raise ConfigError("needs at least the joint limits", where="constraints")
         self.limits, self.constraints, self.period = limits, tuple(constraints), period
         self.config = config or FilterConfig()
+        # What one look at a path settles, what a slower clock keeps, and what each tick looks at.
+        self._static = [c for c in self.constraints if c.static]
+        self._speed = [c for c in self.constraints if isinstance(c, ToolSpeed)]
+        self._changing = [c for c in self.constraints if not c.static and c not in self._speed]
         self._n = len(limits.joint_names)
+        # As far back as the observation behind a proposal may lie.
+        self._remembered = int(self.config.max_proposal_age / period) + 1
         self._guards = Guards(limits, period, self.config)
-        self._speed = limits.velocity * (1.0 + SLACK)
-        self._change = limits.acceleration * period * (1.0 + SLACK)
+        self._differences = JointDifferences(limits, period)
+        self._stopping = Stopping(limits, period, self._differences)
+        self._deflection: Deflection | None = None
+        if self.config.mode == "deflect":
+            self._deflection = Deflection(limits, self.constraints, period)
         # Until there is a finite pose: a driver refuses what is not finite, and stays still.
         self._ready, self._sent = False, False
-        self._q, self._v = np.full(self._n, np.nan), np.zeros(self._n)
-        self._stop = np.empty((0, self._n))
-        self._stopped_for, self._margin = "", 0.0
+        self._q = np.full(self._n, np.nan)
+        self._rest()
         self._forget()
 
     @classmethod
@@ -89,10 +116,14 @@ class SafetyFilter:
         table_height: float = 0.0,
         elbow_workspace: Box | None = None,
         half_planes: Sequence[HalfPlane] = (),
+        obstacles: Sequence[Obstacle] | None = None,
+        self_collision: bool = False,
+        tool_speed: float | None = REDUCED_SPEED,
         period: float = 0.01,
         config: FilterConfig | None = None,
         velocity_scale: float = 1.0,
         acceleration_scale: float = 1.0,
+        measured: Mapping[str, Sequence[float]] | None = None,
     ) -> SafetyFilter:
         """The filter of a shipped arm.
 
@@ -102,21 +133,40 @@ class SafetyFilter:
             table_height: lowest z of tool and elbow, m.
             elbow_workspace: lowest and highest elbow position, m, if it has a box of its own.
             half_planes: further half-planes for tool and elbow: normal and offset, m.
+            obstacles: what stands or moves in the arm's way; give an empty sequence where
+                `Obstacles.update` will tell later, None where nothing ever will.
+            self_collision: whether the arm is kept from touching itself.
+            tool_speed: largest speed of the tool, m/s, the reduced speed of ISO 10218 unless told
+                otherwise; None for what the joints' limits allow.
             period: control period, s.
             config: tolerances.
             velocity_scale: share of the arm's speed limits, in (0, 1].
             acceleration_scale: share of its acceleration limits, in (0, 1].
+            measured: limits that its maker does not publish, by name (`acceleration`, `jerk`).
 
         Raises:
             UnknownNameError: no such arm.
             ConfigError: a number is out of range.
         """
-        limits = RobotLimits.load(robot).scaled(velocity_scale, acceleration_scale)
-        kinematics = Kinematics(robot, (limits.tool_frame, limits.elbow_frame))
-        walls = Workspace(
-            kinematics, *workspace, table_height, elbow=elbow_workspace, half_planes=half_planes
+        limits = RobotLimits.load(robot, measured=measured).scaled(
+            velocity_scale, acceleration_scale
         )
-        return cls(limits, (JointLimits(limits), walls), period, config)
+        shape = Geometry.load(robot) if self_collision or obstacles is not None else None
+        frames = (limits.tool_frame, limits.elbow_frame)
+        body = Body(robot, shape.capsules if shape is not None else (), frames)
+        constraints: list[Constraint] = [
+            JointLimits(limits),
+            Workspace(
+                body, *workspace, table_height, elbow=elbow_workspace, half_planes=half_planes
+            ),
+        ]
+        if tool_speed is not None:
+            constraints.append(ToolSpeed(body, limits.tool_frame, tool_speed))
+        if shape is not None and self_collision:
+            constraints.append(SelfCollision(body, shape.skip))
+        if obstacles is not None:
+            constraints.append(Obstacles(body, obstacles))
+        return cls(limits, constraints, period, config)
 
     # ------------------------------------------------------------------ interface
 
@@ -131,15 +181,25 @@ class SafetyFilter:
         q = joint_vector(state.q, self._n)
         self._ready = q is not None
         if q is not None:
-            self._sent = False
-            self._q, self._v = q, np.zeros(self._n)
-            self._stop = np.empty((0, self._n))
-            self._stopped_for, self._margin = "", 0.0
+            self._sent, self._q = False, q
+            self._guards.told(q)
+            self._rest()
+
+    def _rest(self) -> None:
+        self._v, self._change = np.zeros(self._n), np.zeros(self._n)
+        self._stop = Stop.none(self._n)
+        self._margin = 0.0
 
     def _forget(self) -> None:
         self._path: JointPath | None = None
+        self._next: JointPath | None = None  # planned, and nothing on it verified yet
         self._proposal: Proposal | None = None
-        self._fault = ""
+        self._fault, self._held_for = "", ""
+        self._lead = 0.0  # of the plan after a deflection
+        self._current = False  # whether the path in progress is the proposal's
+        self._policy_time = 0.0
+        self._clock: deque[tuple[float, float]] = deque(maxlen=self._remembered)
+        self._tried = 0
 
     def certify(self, state: RobotState, proposal: Proposal | None, now: float) -> Decision:
         """One control tick; never raises.
@@ -153,6 +213,7 @@ class SafetyFilter:
         Returns:
             The command for this tick. When anything is wrong it is the next one of the stored stop.
         """
+        self._tried = 0
         try:
             reason = self._guard(state, now) or self._take(proposal, now)
             if reason:
@@ -164,166 +225,244 @@ class SafetyFilter:
     # ------------------------------------------------------------------ guards
 
     def _guard(self, state: RobotState, now: float) -> str:
-        """What is wrong with clock or reading, `""` when nothing is."""
+        """What is wrong with clock, reading or a constraint's data, `""` when nothing is."""
         if not self._ready:
-            if len(self._stop):
+            if len(self._stop.q):
                 return "state_invalid"
             self.reset(state)
             if not self._ready:
                 return "state_invalid"
-        return self._guards.clock(now, len(self._stop) > 0) or self._guards.reading(
+        fault = self._guards.clock(now, bool(self._v.any())) or self._guards.reading(
             state, self._q, self._sent, now
         )
+        for constraint in self.constraints:
+            if fault:
+                break
+            fault = constraint.fault(now)
+        return fault
 
     def _take(self, proposal: Proposal | None, now: float) -> str:
-        """Look at the proposal; a new one becomes the path. What is wrong with it, or `""`."""
+        """Look at the proposal; a new one is planned. What is wrong with it, or `""`."""
         if proposal is None:
             return "no_proposal"  # the last one is remembered: should it return, its rest is done
         if proposal is not self._proposal:
-            # A path on time is taken over at its policy step, even between two ticks.
-            path = self._path
-            lead = path.phase if path is not None and path.rate == 1.0 and not path.late else 0.0
-            self._proposal, self._path = proposal, None
+            self._proposal, self._next = proposal, None
             self._fault = "proposal_invalid"  # should looking at it raise
             fault, target = self._guards.proposal(proposal, self._q)
             if not fault:
-                self._follow(target, proposal.period, lead)
+                self._follow(target, proposal)
             self._fault = fault
         return self._fault or self._guards.age(proposal, now)
 
-    def _follow(self, target: Array, period: float, lead: float) -> None:
-        self._target, self._reached = target, 0
-        self._path = self._plan(target, lead)
-        if not np.abs(target[0] - self._q).max() <= self.limits.velocity.min() * period:
-            self._path.late = self._path.late or "first_target"
+    def _follow(self, target: Array, proposal: Proposal) -> None:
+        """Plan a new proposal from the last command; what was done of it meanwhile is left out."""
+        period, path = proposal.period, self._path
+        # A path on time is taken over at its policy step, even between two ticks.
+        lead = path.phase if path is not None and path.rate == 1.0 and not path.late else 0.0
+        done = self._policy_time - self._policy_time_at(proposal.stamp)
+        skipped = min(int(done / period + 1e-6), len(target) - 1)
+        if len(target) > 1 and done > 0.0:
+            lead = (skipped * period - done) / self.period
+        self._target, self._reached, self._current = target[skipped:], 0, False
+        self._next = self._plan(lead)
+        reach = self.limits.velocity.min() * period * (1.0 + SLACK)
+        if not np.abs(self._target[0] - self._q).max() <= reach:
+            self._next.late = self._next.late or "first_target"
+
+    def _policy_time_at(self, stamp: float) -> float:
+        """Policy time, s, when the observation behind a proposal was made."""
+        found = self._policy_time
+        for when, policy_time in reversed(self._clock):
+            found = policy_time
+            if when <= stamp + 1e-9:
+                break
+        return found
 
     # ------------------------------------------------------------------ motion
 
     def _advance(self, now: float) -> Decision:
         """Full speed along the path if that passes, else slower, else the stored stop."""
-        path = self._path
-        if path is None:
-            if len(self._stop):
-                return self._play_stop(self._stopped_for, now)
+        joints = wall = ""  # which limit said no first: the joints' own, or a constraint
+        paths = self._paths()
+        if not paths:
+            return self._play_stop("", now, Verdict.PASS)  # all done, if not where it was proposed
+        for path in paths:
+            if path.time >= path.end:
+                if path is self._path:
+                    path.rate = 0.0
+                    return self._play_stop("", now, Verdict.PASS)  # all done
+                continue
+            for rate in self._rates(path):
+                found, why = self._candidate(path, rate)
+                if found is None:
+                    joints = joints or why
+                    continue
+                why, margin = self._clear(found, now)
+                if not why:
+                    return self._send(found, margin, wall or joints, now)
+                wall = wall or why
+                if self._deflection is not None and self._tried == 1:
+                    aside = self._go_round(self._deflection, path, wall, now)
+                    if aside is not None:
+                        return aside
+                if self._tried >= self.config.candidates:
+                    return self._play_stop(wall, now)
+        return self._play_stop(wall or joints, now)
+
+    def _go_round(
+        self, deflection: Deflection, path: JointPath, wall: str, now: float
+    ) -> Decision | None:
+        """Leave the path for what the quadratic program proposes, if that passes the same check."""
+        time = min(path.time + 1.0, path.end)
+        # Towards where it should be a policy period from now: the next tick alone says too little.
+        ahead = min(path.time + path.per_step, path.end)
+        wanted = (path.at(ahead) - self._q) / ((ahead - path.time) * self.period)
+        w, brake = deflection.propose(self._q, self._v, wanted), deflection.brake(self._v)
+        for share in ASIDE if w is not None else ():
+            first = self._q + (brake + share * (w - brake)) * self.period
+            stop, _ = self._stopping.straight(first, time, self._q, self._v, self._change)
+            if stop is None:
+                continue
+            q = np.concatenate([self._q[None], stop.first[None], stop.q])
+            found = _Candidate(path, time, 1.0, q, stop)
+            refused, margin = self._clear(found, now)
+            if not refused:
+                decision = self._send(found, margin, wall, now)
+                # Never back to the old path: what is left of the targets is planned from here.
+                self._lead, self._held_for = path.lead_to_next, path.late
+                self._path = None
+                return decision
+        return None
+
+    def _paths(self) -> list[JointPath]:
+        """What to try to go along: the new path, and the old one until that was verified once."""
+        if self._next is None and self._path is None:
             if self._reached == len(self._target):
-                return self._play_stop("", now, Verdict.PASS)
-            path = self._path = self._plan(self._target[self._reached :])
-            # It was stopped on the way here: whatever follows is later than proposed.
-            path.late, path.rate = path.late or self._stopped_for, 0.0
-        if path.time >= path.ticks:
-            path.rate = 0.0
-            return self._play_stop("", now, Verdict.PASS)  # all done: end the motion just beyond
-        refusal = ""
-        for rate in self._rates(path.rate):
-            time = min(path.time + rate, path.ticks)
-            q = path.at(time)
-            reason, found = self._check(q)
-            if found is not None:
-                path.time, path.rate = time, rate
-                self._reached = self._first + path.reached
-                path.late = path.late or refusal
-                verdict = Verdict.CORRECTED if path.late else Verdict.PASS
-                return self._send(q, found, verdict, path.late, now)
-            refusal = refusal or reason
-        return self._play_stop(refusal, now)
+                return []
+            lead, self._lead = self._lead, 0.0
+            self._next = self._plan(lead)
+            # It left its path or was stopped on the way here: what follows is not as proposed.
+            self._next.late = self._next.late or self._held_for
+        elif self._next is not None and not np.array_equal(self._next.start, self._q):
+            late = self._next.late  # refused before, and the arm has moved on since
+            self._next = self._plan()
+            self._next.late = late or self._next.late or self._held_for
+        return [path for path in (self._next, self._path) if path is not None]
 
-    @staticmethod
-    def _rates(rate: float) -> list[float]:
+    def _rates(self, path: JointPath) -> Iterator[float]:
         """Path ticks to try in one control tick, fastest first."""
-        return [1.0, *(r for step in RATE_STEPS if 0.0 < (r := rate + step) < 1.0)]
+        now = path.rate
+        yield 1.0
+        if now < 1.0:
+            # Of what the joints' accelerations allow; the check has the last word.
+            full = np.abs(path.motion(path.time)[0])
+            most = float((self.limits.acceleration * self.period / np.maximum(full, 1e-9)).min())
+            for gain in (most * share for share in FASTER):
+                if now < now + gain < 1.0:
+                    yield now + gain
+            if now > 0.0:
+                yield now
+        floor = self._stop.rate if path is self._path else 0.0
+        for share in SLOWER:
+            rate = now + share * (floor - now)
+            if 1e-3 < rate < now:
+                yield rate
 
-    def _plan(self, target: Array, lead: float = 0.0) -> JointPath:
-        self._first = self._reached
+    def _plan(self, lead: float = 0.0) -> JointPath:
         assert self._proposal is not None
-        speed, acceleration = self.limits.velocity, self.limits.acceleration
-        period = self._proposal.period
+        self._first = self._reached
+        limits, dt, path = self.limits, self.period, self._path
+        if path is not None:  # as it moves now, which differences show half a tick late
+            v, a = path.motion(path.time)
+            v, a = v * path.rate, a * path.rate**2
+        else:
+            v, a = self._v, self._change / dt
         return JointPath.fit(
-            self._q, self._v, target, period, self.period, speed, acceleration, lead
-        )
+            self._q, v, a if self._differences.jerk_binds else None, self._target[self._reached :],
+            self._proposal.period, dt, limits.velocity, limits.acceleration, limits.jerk, lead,
+        )  # fmt: skip
 
-    def _check(self, q: Array) -> tuple[str, tuple[Array, Array, float] | None]:
-        """Is it safe to send q and to stop after it?
+    def _candidate(self, path: JointPath, rate: float) -> tuple[_Candidate | None, str]:
+        """One tick at this rate and the stop after it, if the joints can do both."""
+        time = min(path.time + rate, path.end)
+        stop, refusal = self._stopping.after(path, time, rate, self._q, self._v, self._change)
+        if stop is None:
+            return None, refusal
+        q = np.concatenate([self._q[None], stop.first[None], stop.q])
+        return _Candidate(path, time, rate, q, stop), ""
 
-        Returns:
-            The limit that says no and None, or `""` and (velocity, stop, margin).
-        """
-        v = (q - self._q) / self.period
-        if not (np.abs(v) <= self._speed).all():
-            return "joint_velocity", None
-        if not (np.abs(v - self._v) <= self._change).all():
-            return "joint_acceleration", None
-        n = synchronous_ticks(v, self.limits.acceleration, self.period)
-        # The stop runs along a line in joint space: its ends and the bulge between bound it.
-        end = q + v * (self.period * (n - 1) / 2.0) if n else q
-        swept, margin = np.array([self._q, q, end]), 1.0
-        for constraint in self.constraints:
-            lowest = lowest_clearance(constraint, swept)
+    def _clear(self, found: _Candidate, now: float) -> tuple[str, float]:
+        """The constraint that says no to a motion, or `""` and its margin."""
+        self._tried += 1
+        path, stop, margin = found.path, found.stop, 1.0
+        left: Sequence[Constraint] = self.constraints
+        if stop.times is not None:  # all of it on the path
+            if path.check is None:
+                path.check = PathCheck(path, self._static, self._speed, self.period, self._v)
+            if path.check.inside:
+                times = np.concatenate([[found.time], stop.times])
+                refused, margin = path.check.refusal(path.time, times)
+                if refused:
+                    return refused, 0.0
+                left = self._changing
+        if not left:
+            return "", margin
+        delay = self.config.latency * self.period
+        motion = Motion(found.q, self.period, self._v, now=now, delay=delay)
+        for constraint in left:
+            lowest = lowest_clearance(constraint, motion)
             if lowest is None:
-                return constraint.name, None
+                return constraint.name, 0.0
             margin = min(margin, lowest / constraint.range)
-        return "", (v, synchronous_brake(q, v, n, self.period), margin)
+        return "", margin
 
-    def _send(
-        self,
-        q: Array,
-        found: tuple[Array, Array, float],
-        verdict: Verdict,
-        reason: str,
-        now: float,
-    ) -> Decision:
-        v, self._stop, self._margin = found
-        return self._emit(q, v, verdict, reason, self._margin, now)
+    def _send(self, found: _Candidate, margin: float, refusal: str, now: float) -> Decision:
+        path = found.path
+        if path is self._next:
+            self._path, self._next, self._current = path, None, True
+        moved = found.time - path.time
+        path.time, path.rate = found.time, found.rate
+        path.late = path.late or refusal
+        self._passed(path, moved, now)
+        self._stop, self._margin = found.stop, margin
+        verdict = Verdict.CORRECTED if path.late else Verdict.PASS
+        return self._emit(found.stop.first, verdict, path.late, margin, now)
+
+    def _passed(self, path: JointPath, moved: float, now: float) -> None:
+        """The policy's clock follows the path, not the wall: what is slowed skips no action."""
+        if self._current:
+            self._reached = self._first + path.reached
+        if path.time - moved < path.ticks:
+            self._policy_time += moved * self.period / path.stretch
+        self._clock.append((now, self._policy_time))
 
     def _play_stop(self, reason: str, now: float, verdict: Verdict = Verdict.STOPPED) -> Decision:
         """The next set-point of the stored stop; when it is used up, hold."""
-        if verdict is Verdict.STOPPED:
-            self._path, self._stopped_for = None, reason
-        q, v = self._q, np.zeros(self._n)
-        if len(self._stop):
-            q, self._stop = self._stop[0], self._stop[1:]
-            v = (q - self._q) / self.period
+        stopped, path, stop, q = verdict is Verdict.STOPPED, self._path, self._stop, self._q
+        if stopped:
+            self._held_for = reason
+        if stopped and path is not None:
+            path.late, path.rate = path.late or reason, 0.0
+        if len(stop.q):
+            q, self._stop = stop.q[0], stop.rest()
+            if stop.times is None:
+                self._path = None  # it has left the path: what is left is planned anew
+            elif stopped and path is not None:
+                moved = path.rate = float(stop.times[0]) - path.time
+                path.time += moved
+                self._passed(path, moved, now)
         margin = self._margin if verdict is Verdict.PASS else 0.0
-        return self._emit(q, v, verdict, reason, margin, now)
+        return self._emit(q, verdict, reason, margin, now)
 
-    def _emit(
-        self, q: Array, v: Array, verdict: Verdict, reason: str, margin: float, now: float
-    ) -> Decision:
+    def _emit(self, q: Array, verdict: Verdict, reason: str, margin: float, now: float) -> Decision:
+        v = (q - self._q) / self.period
         # They are the filter's memory as well: whoever gets them must not write into them.
         q.setflags(write=False)
         v.setflags(write=False)
-        self._q, self._v, self._sent = q, v, True
-        return Decision(CertifiedCommand(Command(q, v, now)), verdict, reason, margin)
-
-
-def lowest_clearance(constraint: Constraint, swept: Array) -> float | None:
-    """Least clearance of a motion along straight lines in joint space.
-
-    Args:
-        constraint: what to keep clear of.
-        swept: configurations `[K, n]` that the motion passes, the one it starts from first.
-
-    Returns:
-        A lower bound >= 0 in the constraint's unit, or None where the motion is not proven to stay
-        inside. From outside a limit (pushed by hand, bad start) a motion counts as inside as long
-        as it leads no farther out of that limit, and no limit is left for another.
-    """
-    clearance = np.asarray(constraint.clearance(swept), np.float64)
-    bulges = [float(constraint.bulge(b - a)) for a, b in pairwise(swept)]
-    if clearance.ndim != 2 or len(clearance) != len(swept):
-        return None
-    # In the positive, and with NumPy's min, because Python's overlooks a NaN.
-    if not all(bulge >= 0.0 for bulge in bulges):
-        return None
-    lowest = float(clearance.min() - max(bulges))
-    if lowest >= 0.0:
-        return lowest
-    if not (clearance > -np.inf).all():
-        return None
-    # Nearer: the lowest point of line minus parabola (interfaces.Constraint.bulge) on each line.
-    before, after, bulge = clearance[:-1], clearance[1:], np.array(bulges)[:, None]
-    slope, divisor = after - before, np.where(bulge > 0.0, 16.0 * bulge, 1.0)
-    deepest = 0.5 * (before + after) - bulge - slope**2 / divisor
-    between = np.where(np.abs(slope) < 4.0 * bulge, deepest, np.minimum(before, after))
-    if not (between >= np.minimum(clearance[0], -ROUNDING)).all():
-        return None
-    return max(0.0, float(between.min()))
+        self._q, self._change, self._v, self._sent = q, v - self._v, v, True
+        self._guards.told(q)
+        rate = self._path.rate if self._path is not None else 0.0
+        return Decision(
+            CertifiedCommand(Command(q, v, now)), verdict, reason, margin,
+            rate=rate, stop_ticks=len(self._stop.q), tried=self._tried,
+        )  # fmt: skip

@@ -6,9 +6,10 @@ positive, so that what is not a number is refused.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from math import inf, isfinite
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,6 +43,11 @@ class FilterConfig:
             reach within one policy period at the speed limit, is approached within the limits and
             counts as corrected.
         max_length: longest proposal, s.
+        candidates: most motions that are checked in a tick before the stored stop is played.
+        mode: `scale` only ever slows down along the path; `deflect` may leave it to go round what
+            is in the way, for tasks that allow it.
+        latency: commands that were sent and not executed yet, in control periods: as long after
+            the present the arm begins with what is sent now.
     """
 
     max_proposal_age: float = 0.5
@@ -53,10 +59,17 @@ class FilterConfig:
     command_tolerance: float = 1e-4
     first_reject: float = 1.0
     max_length: float = 60.0
+    candidates: int = 5
+    mode: Literal["scale", "deflect"] = "scale"
+    latency: int = 0
 
     def __post_init__(self) -> None:
+        if self.mode not in ("scale", "deflect"):
+            raise ConfigError(f"is scale or deflect, got {self.mode!r}", where="mode")
         for name, value in vars(self).items():
-            if not (np.isfinite(value) and value > 0):
+            if name == "mode":
+                continue
+            if not (np.isfinite(value) and (value > 0 or (name == "latency" and value == 0))):
                 raise ConfigError(f"must be positive, got {value}", where=name)
 
 
@@ -85,9 +98,10 @@ class Guards:
         self.restart()
 
     def restart(self) -> None:
-        """Forget the clock."""
+        """Forget the clock and what was told."""
         self._last: float | None = None
         self._lead = 0.0
+        self._told: deque[Array] = deque(maxlen=self.config.latency + 1)
 
     def clock(self, now: float, moving: bool) -> str:
         """Does time pass as it should since the last call?
@@ -111,8 +125,12 @@ class Guards:
         allowed = config.max_lead if moving else 0.5 * config.max_lead
         return "" if self._lead <= allowed else "clock_fast"
 
+    def told(self, q: Array) -> None:
+        """Note the command q `[n]` of this tick."""
+        self._told.append(q)
+
     def reading(self, state: RobotState, q: Array, sent: bool, now: float) -> str:
-        """Is the reading whole, fresh, and near the last command q `[n]`?
+        """Is the reading whole, fresh, and near the command q `[n]` that is executed by now?
 
         Args:
             state: the reading.
@@ -124,7 +142,9 @@ class Guards:
         measured, dq = np.asarray(state.q), np.asarray(state.dq)
         if measured.shape != shape or dq.shape != shape or not np.abs(dq).max() < inf:
             return "state_invalid"
-        if not np.abs(measured - q).max() <= config.tracking_tolerance:
+        # With commands on their way the arm is where it was told to be so many ticks ago.
+        due = self._told[0] if self._told else q
+        if not np.abs(measured - due).max() <= config.tracking_tolerance:
             return "tracking_error" if np.isfinite(measured).all() else "state_invalid"
         if not -config.max_future <= now - state.stamp <= config.max_state_age:
             return "state_stale"

@@ -6,6 +6,7 @@ import numpy as np
 
 from safe_o2o.safety.braking import largest_velocity
 from safe_o2o.safety.limits import RobotLimits
+from safe_o2o.safety.motion import Motion
 from safe_o2o.types import Array
 
 
@@ -18,6 +19,8 @@ class JointLimits:
 
     name = "joint_limits"
     unit = "rad"
+    static = True
+    exact_rows = True
 
     def __init__(self, limits: RobotLimits) -> None:
         self.limits = limits
@@ -39,11 +42,16 @@ class JointLimits:
         low = np.maximum(np.maximum(-down, -limits.velocity), dq - change)
         return self._rows, np.concatenate([high, -low])
 
+    def fault(self, now: float) -> str:
+        """Nothing here can be out of date."""
+        return ""
+
     def clearance(self, q: Array) -> Array:
         """Distances `[K, 2n]` to the lower and upper joint limits, rad, at `[K, n]`."""
         limits = self.limits
         return np.concatenate([q - limits.q_low, limits.q_high - q], axis=1)
 
-    def bulge(self, step: Array) -> float:
-        """Zero: joint positions between two configurations lie between them."""
-        return 0.0
+    def swept(self, motion: Motion) -> tuple[Array, Array]:
+        """Least distance, at the start `[2n]` and in each tick `[K, 2n]`, rad."""
+        distances = self.clearance(motion.q)
+        return distances[0], np.minimum(distances[:-1], distances[1:])

@@ -1,102 +1,161 @@
-"""The intended path of a proposal: joint targets as one smooth curve in policy time."""
+"""The intended path of a proposal: joint targets as one smooth curve in policy time.
+
+The filter only ever goes along it more slowly than proposed. Its parameter is the policy's clock,
+so an arm that is slowed down does not skip actions, and a stop along it does not leave it.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from math import ceil, sqrt
+from typing import Any
 
 import numpy as np
 
+from safe_o2o.safety.sweep import SLACK
 from safe_o2o.types import Array
 
 STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0)
-"""Factors on the policy period that are tried until speed and acceleration fit."""
+"""Factors on the policy period that are tried until speed, acceleration and jerk fit."""
 SWITCH = sqrt(0.5)
 """Where two parabolas meet in a segment: from any start velocity to the segment's mean velocity, no
 later switch and no other curve needs less acceleration, (1 + sqrt 2) |change| / period."""
+START = 3.0
+"""Start acceleration of a quintic whose acceleration may jump, in changes of velocity a period."""
+ALIGNED = 0.5
+"""Share of a tick's change of velocity by which an arm may move beside a path that it joins."""
 BLOCK = 256
 """Ticks looked at in one go: a chunk that cannot be followed is mostly refused by its first."""
+TAIL = 1.05
+"""Reserve of the tail beyond the last target over the least duration that the limits allow."""
 
 
 class JointPath:
-    """A curve through joint targets, one policy period apart, in cubic pieces.
+    """A curve through joint targets, one policy period apart, in pieces of fifth order.
 
-    It starts at the last command with its velocity, so that a new proposal never jerks the arm, and
-    passes every target at the mean velocity of the segments around it. It leaves the last target
-    with the velocity of the last segment: the next proposal takes over there, and if none comes the
-    filter's stored stop ends the motion just beyond.
+    It starts at the last command with its velocity and acceleration, so that a new proposal never
+    jerks the arm, and passes every target at the mean velocity of the segments around it, with
+    continuous acceleration. It leaves the last target with the velocity of the last segment: the
+    next proposal takes over there, and if none comes a tail leads straight on to rest.
 
     Args:
         q: start position `[n]`, rad.
         v: start velocity `[n]`, rad/s.
+        a: start acceleration `[n]`, rad/s^2; None where it may jump.
         target: targets `[H, n]`, rad.
         period: policy period, s.
         tick: control period, s.
-        gentle: two parabolas a segment instead of one cubic: least acceleration (2.4 against 4
-            changes of velocity a period), at the price of a higher speed on the way.
+        gentle: two parabolas a segment instead: least acceleration (2.4 against 3.5 changes of
+            velocity a period), at the price of a higher speed on the way and of jumps in
+            acceleration.
         lead: by how many ticks the first target is due later than one policy period from now. A
             policy at 30 Hz steps between the ticks of 100 Hz: without it every step would be off
-            by up to a tick.
+            by up to a tick. Negative where the first of the targets was due earlier.
+        rest: time from the last target to rest, s.
+        abrupt: whether the deceleration to rest may begin and end at once.
+        aligned: whether it starts along its first segment, at that one's speed, instead of v: for
+            an arm that is slower and gains speed on the path.
 
     Attributes:
         time: ticks along the path so far; behind the clock where the filter slowed down.
         rate: path ticks of the last control tick, in [0, 1].
         late: the limit that made it slower than proposed, `""` while it is on time.
-        ticks: length of the path in ticks, whole: where the last target falls between two, the path
-            goes straight on to the later one.
+        stretch: factor on the proposed policy period.
+        per_step: ticks a policy period, stretched.
+        start: where it starts `[n]`, rad.
+        check: what is known of the limits along it (`precheck.PathCheck`), once somebody asked.
+        ticks: ticks to the last target, whole: where it falls between two, to the later one.
+        end: ticks to rest; the arm stays where it is from there on.
     """
 
     def __init__(
         self,
         q: Array,
         v: Array,
+        a: Array | None,
         target: Array,
         period: float,
         tick: float,
         gentle: bool = False,
         lead: float = 0.0,
+        rest: float = 0.0,
+        abrupt: bool = False,
+        aligned: bool = False,
     ) -> None:
         per_step = period / tick
         # 0.3 / 0.1 is not 3: targets that fall on a tick must be met there to the last bit.
         whole = round(per_step)
-        self._per_step = float(whole) if abs(per_step - whole) < 1e-9 * per_step else per_step
+        self.per_step = float(whole) if abs(per_step - whole) < 1e-9 * per_step else per_step
         self._tick = tick
         self._last = np.array(target[-1])
         self._count = len(target)
-        self._lead = lead if self._per_step + lead >= 0.5 else 0.0
-        self.ticks = float(ceil(self._count * self._per_step + self._lead - 1e-9))
-        self.time, self.rate, self.late = 0.0, 1.0, ""
+        self._lead = lead if self.per_step + lead >= 0.5 else 0.0
+        self.ticks = float(ceil(self._count * self.per_step + self._lead - 1e-9))
+        self.time, self.rate, self.late, self.stretch = 0.0, 1.0, "", 1.0
+        self.start = q
+        self.check: Any = None
         point = np.vstack([q, target])
         move = np.diff(point, axis=0)
         # In policy periods the path begins here, and its first segment lasts so long. The same
         # expression as in `at`: rounding must not put time 0 before the first piece.
-        begin = (0.0 - self._lead) / self._per_step
+        begin = (0.0 - self._lead) / self.per_step
         first = 1.0 - begin
         mean = np.vstack([move[:1] / first, move[1:]])
-        # Tangents at the points, rad a policy period.
-        tangent = np.vstack([v * period, mean])
+        # Tangents and second derivatives at the points, rad a policy period (squared).
+        tangent = np.vstack([mean[:1] if aligned else v * period, mean])
         tangent[1:-1] = 0.5 * (mean[:-1] + mean[1:])
-        self._leave = tangent[-1]
-        start, end = tangent[:-1].copy(), tangent[1:].copy()
-        start[0] *= first
-        end[0] *= first
-        pieces = _parabolas if gentle else _cubics
-        starts, self._pieces = pieces(point[:-1], move, start, end)
+        bend = np.zeros_like(point)
+        # Where nothing is asked, at once: that takes the least acceleration, 3.5 |change| / period.
+        if a is None:
+            bend[0] = START * (mean[0] - tangent[0]) / first
+        elif not aligned:
+            bend[0] = a * period * period
+        bend[1:-1] = mean[1:] - mean[:-1]
+        if self._count > 1:  # the first segment may be longer or shorter than the others
+            bend[1] *= 2.0 / (1.0 + first)
+        if gentle:
+            starts, self._pieces = _parabolas(point[:-1], move, *_scaled(tangent, first))
+        else:
+            starts, self._pieces = _quintics(
+                point[:-1], move, *_scaled(tangent, first), *_scaled(bend, first * first)
+            )
         head = starts < 1.0
         starts[head] = begin + starts[head] * first
-        self._pieces[head] /= first ** np.arange(4.0)[:, None]
-        self._starts = starts.tolist()
+        self._pieces[head] /= first ** np.arange(6.0)[:, None]
+        # Straight on until the tick is full: the next proposal is taken over there, at full speed.
+        full = max((self.ticks - self._lead) / self.per_step, float(self._count))
+        self._starts = [*starts.tolist(), float(self._count), full]
+        zero = np.zeros_like(self._last)
+        coast = np.array([self._last, tangent[-1], zero, zero, zero, zero])
+        onward = self._last + (full - self._count) * tangent[-1]
+        tail = self._tail(onward, tangent[-1], full, rest / period, abrupt)
+        self._pieces = np.concatenate([self._pieces, coast[None], tail[None]])
+        self._edges = np.array(self._starts)
+
+    def _tail(self, q: Array, leave: Array, start: float, length: float, abrupt: bool) -> Array:
+        """To rest within `length` policy periods: w (1 - x), or smoothly w (1 - 3 x^2 + 2 x^3)."""
+        # Shorter than a tick there is nothing to see of it; the next command brakes.
+        length = max(length, 1.0 / self.per_step)
+        self._rest = q + 0.5 * length * leave
+        self._stops = start + length
+        self.end = float(self._stops * self.per_step + self._lead)
+        zero = np.zeros_like(leave)
+        if abrupt:
+            return np.array([q, leave, -0.5 * leave / length, zero, zero, zero])
+        return np.array([q, leave, zero, -leave / length**2, 0.5 * leave / length**3, zero])
 
     @classmethod
     def fit(
         cls,
         q: Array,
         v: Array,
+        a: Array | None,
         target: Array,
         period: float,
         tick: float,
         speed: Array,
         acceleration: Array,
+        jerk: Array,
         lead: float = 0.0,
     ) -> JointPath:
         """The fastest stretch of the path, not faster than proposed, that the joints can follow.
@@ -104,93 +163,172 @@ class JointPath:
         Args:
             q: start position `[n]`, rad.
             v: start velocity `[n]`, rad/s.
+            a: start acceleration `[n]`, rad/s^2; None where it may jump.
             target: targets `[H, n]`, rad.
             period: policy period, s.
             tick: control period, s.
             speed: largest joint speeds `[n]`, rad/s.
             acceleration: largest joint accelerations `[n]`, rad/s^2.
+            jerk: largest joint jerks `[n]`, rad/s^3.
             lead: see the class.
         """
-        path, late = cls(q, v, target, period, tick, lead=lead), ""
+        before = target[-2] if len(target) > 1 else q
+        leave = np.abs(target[-1] - before) / period
+        abrupt = bool((jerk * tick >= 2.0 * acceleration).all())
+        # Smoothly, deceleration is 1.5 w / T and jerk 6 w / T^2 at most.
+        brake = float((leave / acceleration).max()) * (1.0 if abrupt else 1.5)
+        ease = 0.0 if abrupt else sqrt(float((6.0 * leave / jerk).max()))
+        rest = TAIL * max(brake, ease)
+
+        def shaped(stretch: float, gentle: bool, aligned: bool = False) -> JointPath:
+            path = cls(q, v, a, target, period * stretch, tick, gentle, lead, rest, abrupt, aligned)
+            path.stretch = stretch
+            return path
+
+        late = ""
+        for gentle in (False, True):
+            path = shaped(1.0, gentle)
+            refusal = path.refusal(v, a, speed, acceleration, jerk)
+            if not refusal:
+                return path
+            late = late or refusal
+        slow = np.zeros_like(v) if a is not None else None
         # No shape is slower than the mean speed of its segments: shorter stretches need no try.
         move = np.abs(np.diff(np.vstack([q, target]), axis=0))
         least = min(float((move / (speed * period)).max()), STRETCHES[-1])
         for stretch in STRETCHES:
             if stretch < least:
-                late = "joint_velocity"
                 continue
-            for gentle in (False, True):
-                if late:
-                    path = cls(q, v, target, period * stretch, tick, gentle, lead)
-                refusal = path.refusal(v, speed, acceleration)
-                if not refusal:
-                    # The other shape arrives at the same time: only a stretch is later.
-                    path.late = late if stretch > 1.0 else ""
+            # Already under way in its direction, or at rest: speed is gained along it.
+            path = shaped(stretch, False, aligned=True)
+            full, _ = path.motion(0.0)
+            size = float(full @ full)
+            path.rate = min(max(float(v @ full) / size, 0.0), 1.0) if size > 0.0 else 1.0
+            beside = np.abs(v - path.rate * full) <= ALIGNED * acceleration * tick
+            if beside.all() and not path.refusal(full, slow, speed, acceleration, jerk):
+                path.late = late
+                return path
+            for gentle in (False, True) if stretch > 1.0 else ():
+                path = shaped(stretch, gentle)
+                if not path.refusal(v, a, speed, acceleration, jerk):
+                    path.late = late
                     return path
-                late = refusal
         path.late = late  # the slowest one: each tick is checked again anyway
         return path
 
-    def refusal(self, v: Array, speed: Array, acceleration: Array) -> str:
-        """The limit that the control ticks will exceed, starting at velocity v, or `""`."""
-        change = acceleration * self._tick
+    def refusal(
+        self, v: Array, a: Array | None, speed: Array, acceleration: Array, jerk: Array
+    ) -> str:
+        """The limit that the control ticks up to the last target will exceed, or `""`.
+
+        Starting at velocity v and acceleration a, `[n]`; None where that may jump.
+        """
+        tick, slack = self._tick, 1.0 + SLACK
+        speed, change = speed * slack, acceleration * (tick * slack)
+        jump = jerk * (tick * tick * slack)
         for first in range(0, int(self.ticks), BLOCK):
             last = min(first + BLOCK, int(self.ticks))
-            q = self.positions(np.arange(max(first - 1, 0), last + 1.0))
-            dq = (q[1:] - q[:-1]) / self._tick
+            q = self.positions(np.arange(max(first - 2, 0), last + 1.0))
+            dq = (q[1:] - q[:-1]) / tick
             if first == 0:
-                dq = np.vstack([v, dq])
-            if not (np.abs(dq) <= speed).all():
+                # The tick before it was half a tick ago on average, the one before that one more.
+                slope = 0.0 * v if a is None else a * tick
+                dq = np.vstack([v - 1.5 * slope, v - 0.5 * slope, dq])
+            if not (np.abs(dq[2:]) <= speed).all():
                 return "joint_velocity"
-            if not (np.abs(dq[1:] - dq[:-1]) <= change).all():
+            ddq = dq[1:] - dq[:-1]
+            if not (np.abs(ddq[1:]) <= change).all():
                 return "joint_acceleration"
+            dddq = ddq[1:] - ddq[:-1]
+            if not (np.abs(dddq if first or a is not None else dddq[2:]) <= jump).all():
+                return "joint_jerk"
         return ""
+
+    def motion(self, time: float) -> tuple[Array, Array]:
+        """Velocity, rad/s, and acceleration, rad/s^2, at full rate, `[n]` each, at a path time."""
+        s = (time - self._lead) / self.per_step
+        if s >= self._stops:
+            return np.zeros_like(self._last), np.zeros_like(self._last)
+        piece = bisect_right(self._starts, s) - 1
+        _, b, c, d, e, f = self._pieces[piece]
+        u, period = s - self._starts[piece], self.per_step * self._tick
+        v = b + u * (2.0 * c + u * (3.0 * d + u * (4.0 * e + u * 5.0 * f)))
+        a = 2.0 * c + u * (6.0 * d + u * (12.0 * e + u * 20.0 * f))
+        return np.asarray(v / period), np.asarray(a / period**2)
 
     @property
     def phase(self) -> float:
         """Ticks from now to the policy step that is nearest, less than a tick away, else 0."""
-        steps = (self.time - self._lead) / self._per_step
-        away = (round(steps) - steps) * self._per_step
+        steps = (self.time - self._lead) / self.per_step
+        away = (round(steps) - steps) * self.per_step
         return away if 1e-6 < abs(away) < 1.0 - 1e-6 else 0.0
 
+    @property
+    def lead_to_next(self) -> float:
+        """By how many ticks more than one policy period the next target is away."""
+        return (self.reached + 1) * self.per_step + self._lead - self.time - self.per_step
+
     def positions(self, time: Array) -> Array:
-        """Joint positions `[K, n]` at path times `[K]` in ticks; `at` for many."""
-        s = (time - self._lead) / self._per_step
-        piece = np.searchsorted(self._starts, s, side="right") - 1
-        a, b, c, d = self._pieces[piece].transpose(1, 0, 2)
-        u = (s - np.asarray(self._starts)[piece])[:, None]
-        q = a + u * (b + u * (c + u * d))
-        beyond = s >= self._count
-        q[beyond] = self._last + (s[beyond, None] - self._count) * self._leave
+        """Joint positions `[K, n]` at path times `[K]` in ticks, not decreasing; `at` for many."""
+        s = (time - self._lead) / self.per_step
+        if not len(s):
+            return np.empty((0, len(self._last)))
+        piece = np.searchsorted(self._edges, s, side="right") - 1
+        if piece[0] == piece[-1] and s[-1] < self._stops:  # as most stops do
+            a, b, c, d, e, f = self._pieces[piece[0]]
+            u = (s - self._starts[piece[0]])[:, None]
+            return np.asarray(a + u * (b + u * (c + u * (d + u * (e + u * f)))))
+        u = (s - self._edges[piece])[:, None]
+        a, b, c, d, e, f = self._pieces[piece].transpose(1, 0, 2)
+        q = a + u * (b + u * (c + u * (d + u * (e + u * f))))
+        q[s >= self._stops] = self._rest
         return np.asarray(q)
 
     @property
     def reached(self) -> int:
         """Number of targets passed."""
-        return min(int((self.time - self._lead) / self._per_step + 1e-9), self._count)
+        return min(int((self.time - self._lead) / self.per_step + 1e-9), self._count)
 
     def at(self, time: float) -> Array:
-        """Joint positions `[n]` at a path time in ticks; beyond the last target, straight on."""
-        s = (time - self._lead) / self._per_step
-        if s >= self._count:
-            return np.asarray(self._last + (s - self._count) * self._leave)
+        """Joint positions `[n]` at a path time in ticks."""
+        s = (time - self._lead) / self.per_step
+        if s >= self._stops:
+            return np.asarray(self._rest)
         piece = bisect_right(self._starts, s) - 1
-        a, b, c, d = self._pieces[piece]
+        a, b, c, d, e, f = self._pieces[piece]
         u = s - self._starts[piece]
-        return np.asarray(a + u * (b + u * (c + u * d)))
+        return np.asarray(a + u * (b + u * (c + u * (d + u * (e + u * f)))))
 
 
-def _cubics(point: Array, move: Array, start: Array, end: Array) -> tuple[Array, Array]:
-    """One Hermite cubic a segment: starts `[H]` and coefficients `[H, 4, n]`, lowest first."""
-    slack = start + end - 2.0 * move
-    return (
-        np.arange(float(len(move))),
-        np.stack([point, start, move - start - slack, slack], axis=1),
-    )
+def _scaled(values: Array, factor: float) -> tuple[Array, Array]:
+    """Values at start and end of each segment, `[H, n]` each, the first segment's scaled."""
+    start, end = values[:-1].copy(), values[1:].copy()
+    start[0] *= factor
+    end[0] *= factor
+    return start, end
+
+
+def _quintics(
+    point: Array, move: Array, start: Array, end: Array, bend: Array, bend_end: Array
+) -> tuple[Array, Array]:
+    """One Hermite quintic a segment: starts `[H]` and coefficients `[H, 6, n]`, lowest first."""
+    # What position, velocity and acceleration still lack at the end.
+    x = move - start - 0.5 * bend
+    y = end - start - bend
+    z = bend_end - bend
+    coefficients = [
+        point,
+        start,
+        0.5 * bend,
+        10.0 * x - 4.0 * y + 0.5 * z,
+        -15.0 * x + 7.0 * y - z,
+        6.0 * x - 3.0 * y + 0.5 * z,
+    ]
+    return np.arange(float(len(move))), np.stack(coefficients, axis=1)
 
 
 def _parabolas(point: Array, move: Array, start: Array, end: Array) -> tuple[Array, Array]:
-    """Two parabolas a segment: starts `[2H]` and coefficients `[2H, 4, n]`, lowest first.
+    """Two parabolas a segment: starts `[2H]` and coefficients `[2H, 6, n]`, lowest first.
 
     With accelerations A before and B after `SWITCH` = k: velocities ask for A k + B (1 - k) =
     end - start, positions for A k (1 - k / 2) + B (1 - k)^2 / 2 = move - start.
@@ -200,9 +338,10 @@ def _parabolas(point: Array, move: Array, start: Array, end: Array) -> tuple[Arr
     first = (2.0 * lag - rest * change) / k
     second = (change - k * first) / rest
     zero = np.zeros_like(move)
-    before = np.stack([point, start, first / 2.0, zero], axis=1)
+    before = np.stack([point, start, first / 2.0, zero, zero, zero], axis=1)
     after = np.stack(
-        [point + k * start + 0.5 * k * k * first, start + k * first, second / 2.0, zero], axis=1
+        [point + k * start + 0.5 * k * k * first, start + k * first, second / 2.0, *[zero] * 3],
+        axis=1,
     )
     n = len(move)
     starts = (np.arange(float(n))[:, None] + np.array([0.0, k])).ravel()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.safety.kinematics import Kinematics
+from safe_o2o.safety.body import Body
+from safe_o2o.safety.motion import Motion, below_chord
 from safe_o2o.types import Array
 
 Box = tuple[Sequence[float] | Array, Sequence[float] | Array]
@@ -19,7 +20,7 @@ class Workspace:
     """The tool stays in a box, tool and elbow above the table and within every half-plane.
 
     Args:
-        kinematics: with the frames (tool, elbow), in this order.
+        body: the arm, with the frames (tool, elbow), in this order.
         low: lowest tool position x, y, z in the base frame, m.
         high: highest tool position, m.
         table_height: lowest z of tool and elbow, m.
@@ -33,10 +34,12 @@ class Workspace:
 
     name = "workspace"
     unit = "m"
+    static = True
+    exact_rows = False
 
     def __init__(
         self,
-        kinematics: Kinematics,
+        body: Body,
         low: Sequence[float] | Array,
         high: Sequence[float] | Array,
         table_height: float = 0.0,
@@ -44,9 +47,9 @@ class Workspace:
         elbow: Box | None = None,
         half_planes: Sequence[HalfPlane] = (),
     ) -> None:
-        if len(kinematics.frames) != 2:
+        if len(body.frames) != 2:
             raise ConfigError("needs the frames of tool and elbow", where="workspace")
-        self.kinematics = kinematics
+        self.body = body
         self.low, self.high = _box(low, high, "workspace")
         self.table_height = float(table_height)
         if not np.isfinite(self.table_height):
@@ -72,30 +75,30 @@ class Workspace:
         self._across = np.ascontiguousarray(self._normals.T)
         self.range = float((self.high - self.low).min() / 2.0)
         """Distance that counts as margin 1, m."""
-        self._reach = float(kinematics.reach.max())
+        self._reach = float(body.reach.max())
 
     def rows(self, q: Array, dq: Array, dt: float) -> tuple[Array, Array]:
-        """-grad d . w <= d / dt for each of the m half-planes, `[m, n]` and `[m]`.
+        """-grad d . w <= d / dt for each of the m half-planes, `[m, n]` and `[m]`, linearised."""
+        first = self.body.spheres
+        jacobians = self.body.jacobians(q, np.array([first, first + 1])).reshape(6, -1)
+        return np.asarray(self._normals @ jacobians), self.clearance(q[None])[0] / dt
 
-        Linearised at q: with curvature the true distance after the step differs by at most four
-        times `bulge`.
-        """
-        jacobians = [self.kinematics.jacobian(q, frame) for frame in self.kinematics.frames]
-        return np.asarray(self._normals @ np.vstack(jacobians)), self.clearance(q[None])[0] / dt
+    def fault(self, now: float) -> str:
+        """Nothing here can be out of date."""
+        return ""
 
     def clearance(self, q: Array) -> Array:
         """Distances `[K, m]`, m, of tool and elbow to the half-planes at `[K, n]`."""
-        points = self.kinematics.positions(q).reshape(len(q), 6)
+        return self._distances(self.body.positions(q))
+
+    def swept(self, motion: Motion) -> tuple[Array, Array]:
+        """Least distance, at the start `[m]` and in each tick `[K, m]`, m."""
+        distances = self._distances(motion.positions(self.body))
+        return distances[0], below_chord(distances, motion.sag(self._reach))
+
+    def _distances(self, positions: Array) -> Array:
+        points = positions[:, :, self.body.spheres :].transpose(0, 2, 1).reshape(-1, 6)
         return np.asarray(self._offsets - points @ self._across)
-
-    def bulge(self, step: Array) -> float:
-        """How far a point may leave the chord between two configurations `step` apart, m.
-
-        |p''| <= R (sum |dq|)^2 along the segment, R being the arm's reach, so the arc stays within
-        R (sum |dq|)^2 / 8 of the chord, and within 4 t (1 - t) of that at the share t of the way.
-        """
-        total = float(np.abs(step).sum())
-        return self._reach * total * total / 8.0
 
 
 def _box(

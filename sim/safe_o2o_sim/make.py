@@ -35,6 +35,9 @@ def make_env(
     camera = catalog.load("camera", "twin_camera")(config.image_size)
     laid_out = made(body, camera, config)
     certify = SafetyFilter.for_robot(
-        "panda", workspace=certified_box(config.workspace), period=body.period
+        "panda",
+        workspace=certified_box(config.workspace),
+        tool_speed=config.tool_speed,
+        period=body.period,
     )
     return RobotEnv(body, laid_out, certify)

@@ -34,6 +34,8 @@ class SafeReachConfig:
         above: height of that point over the goal's top, m.
         workspace: lowest and highest corner of the tool's box, m; action, filter and scene share
             it.
+        tool_speed: largest speed of the tool that the filter allows, m/s: twice what the actions
+            ask for, so that it does not bind but holds.
         image_size: height and width of the picture, pixels.
     """
 
@@ -44,11 +46,12 @@ class SafeReachConfig:
     tolerance: float = 0.04
     above: float = 0.02
     workspace: tuple[Corner, Corner] = WORKSPACE
+    tool_speed: float = 0.4
     image_size: int = 64
 
     def __post_init__(self) -> None:
         require_variant(self.variant)
-        for name in ("max_steps", "period", "max_delta", "tolerance", "image_size"):
+        for name in ("max_steps", "period", "max_delta", "tolerance", "tool_speed", "image_size"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"must be positive, got {getattr(self, name)}", where=name)
 

@@ -93,6 +93,7 @@ class RobotNode(GuardedNode):
         filter_ = SafetyFilter.for_robot(
             config.arm,
             workspace=certified_box(self.task.config.workspace),
+            tool_speed=self.task.config.tool_speed,
             period=self.robot.period,
         )
         self.loop = ControlLoop(self.robot, filter_)
