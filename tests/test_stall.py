@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from safe_o2o.errors import ConfigError
+from safe_o2o.safety.codes import Kind, kind
 from safe_o2o.safety.stall import StallConfig, StallMonitor
-from safe_o2o.safety.supervisor import Kind, kind
 
 DT = 0.01
 

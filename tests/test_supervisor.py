@@ -16,18 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.safety.supervisor import (
-    CODES,
-    FirstCommand,
-    FirstCommandConfig,
-    Kind,
-    Mode,
-    Supervisor,
-    SupervisorConfig,
-    code_table,
-    decision_codes,
-    kind,
-)
+from safe_o2o.safety.codes import CODES, Kind, code_table, decision_codes, kind
+from safe_o2o.safety.first_command import FirstCommand, FirstCommandConfig
+from safe_o2o.safety.supervisor import Mode, Supervisor, SupervisorConfig
 from safe_o2o.types import CertifiedCommand, Command, Decision, Verdict
 
 SAFETY = Path(__file__).resolve().parent.parent / "safe_o2o" / "safety"

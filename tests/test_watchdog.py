@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.safety.supervisor import Kind, kind
+from safe_o2o.safety.codes import Kind, kind
 from safe_o2o.safety.watchdog import (
     BUFFERS,
     COMMAND,

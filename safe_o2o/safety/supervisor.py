@@ -8,18 +8,15 @@ to ARMED by two requests of a person, never by itself. A stop is accepted from e
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import inf, isfinite
-from types import MappingProxyType
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.safety.guards import joint_vector
-from safe_o2o.types import Decision, Verdict
+from safe_o2o.safety.codes import Kind, kind
+from safe_o2o.safety.first_command import FirstCommand
 
 
 class Mode(IntEnum):
@@ -33,94 +30,6 @@ class Mode(IntEnum):
     ARMED = 2
     DEGRADED = 3
     STOPPED = 4
-
-
-class Kind(IntEnum):
-    """What a code does to an armed arm, from mild to strict."""
-
-    NOTE = 0  # nothing: it is counted, or dealt with where it was found
-    HELD = 1  # nothing: the filter holds the arm at a limit; for too long is `blocked`
-    SOFT = 2  # ARMED -> DEGRADED, back by itself
-    LATCHED = 3  # -> STOPPED, from SHADOW as well
-
-
-_N, _H, _S, _L = Kind
-CODES: Mapping[str, tuple[Kind, str]] = MappingProxyType(
-    {
-        "no_proposal": (_N, "Nothing was asked for: an armed arm may stand and wait."),
-        "first_target": (_N, "The filter approaches a far first target within its limits."),
-        "stamp_future": (_N, "A stamp is of another clock: the time of receipt is used instead."),
-        "blocked": (_N, "Held for too long: the chunk is dropped and the policy asked again."),
-        "held": (_H, "The filter held the arm and named no limit: the motion was not verified."),
-        "joint_limits": (
-            _H,
-            "The motion would leave the joints' range: the limit is doing its work.",
-        ),
-        "joint_velocity": (_H, "The motion is too fast for a joint: the arm is inside its limits."),
-        "joint_acceleration": (_H, "The motion changes too fast: the arm is inside its limits."),
-        "joint_jerk": (_H, "The motion sets off too hard: the arm is inside its limits."),
-        "workspace": (_H, "The motion would leave the workspace: a policy at a wall is no fault."),
-        "obstacles": (_H, "Something stands in the way: it may leave, and then the arm goes on."),
-        "self_collision": (_H, "The arm would touch itself: another motion may pass."),
-        "tool_speed": (_H, "The tool would be too fast: the arm is inside its limits."),
-        "obstacles_stale": (
-            _S,
-            "Obstacles were seen too long ago; the stop counts on their worst.",
-        ),
-        "clock_jump": (_S, "A tick came too late or at no time: the loop has to run evenly again."),
-        "clock_fast": (_S, "Ticks came too often: they would make the arm faster than certified."),
-        "proposal_invalid": (_S, "The proposal could not be looked at: another one may be sound."),
-        "proposal_not_numbers": (_S, "The proposal holds no real numbers: all of it is refused."),
-        "proposal_shape": (_S, "The proposal has another number of joints: all of it is refused."),
-        "proposal_names": (_S, "The proposal names other joints: nothing is guessed by position."),
-        "proposal_not_finite": (_S, "The proposal holds NaN or infinity: all of it is refused."),
-        "proposal_period": (_S, "The proposal's period or length is out of range."),
-        "proposal_stale": (_S, "The proposal rests on too old an observation; a new one may not."),
-        "first_target_far": (_S, "The first target is too far away to be meant."),
-        "target_far": (_S, "Two targets in a row are too far apart to be meant."),
-        "first_command": (_S, "The first target after a stop is out of its band: drop, ask again."),
-        "stale_*": (_S, "A source is late: it may come back before it counts as lost."),
-        "lost_*": (_L, "A source is silent or frozen: somebody has to look why."),
-        "state_stale": (_L, "The arm's state is too old: nobody knows whether it follows."),
-        "state_invalid": (_L, "The arm's state is not finite or incomplete: its driver is broken."),
-        "command_mismatch": (_L, "Somebody else writes to the arm, or a command was lost."),
-        "tracking_error": (
-            _L,
-            "The arm is not where it was sent: every certificate rests on that.",
-        ),
-        "stalled": (_L, "A joint was sent and did not move: it is held, or it touches something."),
-        "clock_invalid": (_L, "The clock is not finite: no age can be told."),
-        "checker_disagreement": (_L, "Two checks of one motion disagree: one of them is wrong."),
-        "violation": (_L, "The arm itself is outside a limit: what should hold it did not."),
-        "exception:*": (_L, "An error that nobody foresaw inside a check: it cannot be trusted."),
-    }
-)
-"""Every code with its kind and why. A name that ends in `*` stands for what begins like it. A code
-that is not here counts as latched: what nobody has thought through must not move an arm."""
-
-
-def kind(code: str) -> Kind:
-    """What a code does to an armed arm."""
-    if code in CODES:
-        return CODES[code][0]
-    for name, (found, _) in CODES.items():
-        if name.endswith("*") and code.startswith(name[:-1]) and len(code) >= len(name):
-            return found
-    return Kind.LATCHED
-
-
-def code_table() -> str:
-    """`CODES` as a Markdown table."""
-    rows = [f"| `{name}` | {what.name.lower()} | {why} |" for name, (what, why) in CODES.items()]
-    return "\n".join(["| code | kind | why |", "|---|---|---|", *rows]) + "\n"
-
-
-def decision_codes(decision: Decision) -> tuple[str, ...]:
-    """What a filter's decision means for the supervisor: the reason of a stop, and nothing else.
-
-    The reason of a motion that was only slowed down may be that of a stop long over.
-    """
-    return (decision.reason or "held",) if decision.verdict is Verdict.STOPPED else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,98 +302,3 @@ def _finite(now: float) -> bool:
         return isfinite(now)
     except (TypeError, ValueError, OverflowError):
         return False
-
-
-@dataclass(frozen=True)
-class FirstCommandConfig:
-    """How far from the measured pose a first target may lie.
-
-    The pass band should hold what a policy moves within one of its periods.
-
-    Attributes:
-        joint_pass: nearer than this in each joint passes, rad.
-        joint_ramp: nearer than this is approached slowly, rad; farther away is rejected.
-        gripper_pass: the same for a gripper, in its own unit; the defaults are for a stroke in m.
-        gripper_ramp: the same for a gripper, in its own unit.
-
-    Raises:
-        ConfigError: a band is not positive, or a ramp band lies inside its pass band.
-    """
-
-    joint_pass: float = 0.1
-    joint_ramp: float = 0.5
-    gripper_pass: float = 0.01
-    gripper_ramp: float = 0.04
-
-    def __post_init__(self) -> None:
-        for what in ("joint", "gripper"):
-            near, far = getattr(self, f"{what}_pass"), getattr(self, f"{what}_ramp")
-            if not 0.0 < near <= far < inf:
-                text = f"needs 0 < {what}_pass <= {what}_ramp, got {near} and {far}"
-                raise ConfigError(text, where=f"{what}_ramp")
-
-
-Band = Literal["pass", "ramp", "reject"]
-
-
-class FirstCommand:
-    """Looks at the first target after every stop, the gripper's too: it may hold something.
-
-    It stays armed until a target passes, so that a slow approach stays slow to its end.
-
-    Args:
-        joints: number of joints n.
-        config: bands.
-    """
-
-    def __init__(self, joints: int, config: FirstCommandConfig | None = None) -> None:
-        self.joints, self.config = joints, config or FirstCommandConfig()
-        self.armed = True
-        """Whether the next target is judged."""
-
-    def restart(self) -> None:
-        """Judge the next target again."""
-        self.armed = True
-
-    def judge(
-        self,
-        target: Any,
-        measured: Any,
-        gripper_target: float | None = None,
-        gripper_measured: float | None = None,
-    ) -> tuple[Band, str]:
-        """In which band is a target?
-
-        Args:
-            target: joint positions to go to next `[n]`, rad.
-            measured: measured joint positions `[n]`, rad.
-            gripper_target: the gripper's target in its own unit; None without one.
-            gripper_measured: its measured position in the same unit; None without one.
-
-        Returns:
-            The band, and why it is not "pass". Never raises.
-        """
-        if not self.armed:
-            return "pass", ""
-        goal, here = joint_vector(target, self.joints), joint_vector(measured, self.joints)
-        if goal is None or here is None:
-            return "reject", f"needs {self.joints} finite joint positions and targets"
-        config, off = self.config, np.abs(0.5 * goal - 0.5 * here)  # halves do not overflow
-        worst = int(off.argmax())
-        found = [
-            (2.0 * float(off[worst]), config.joint_pass, config.joint_ramp, f"joint {worst + 1}")
-        ]
-        if gripper_target is not None or gripper_measured is not None:
-            pair = joint_vector([gripper_target, gripper_measured], 2)
-            if pair is None:
-                return "reject", "needs a finite gripper position and target"
-            gap = 2.0 * abs(0.5 * float(pair[0]) - 0.5 * float(pair[1]))
-            found.append((gap, config.gripper_pass, config.gripper_ramp, "gripper"))
-        for gap, _, far, name in found:
-            if not gap <= far:
-                return "reject", f"{name}: first target is {gap:.3g} away, at most {far:.3g}"
-        for gap, near, _, name in found:
-            if not gap <= near:
-                return "ramp", f"{name}: first target is {gap:.3g} away, more than {near:.3g}"
-        self.armed = False
-        return "pass", ""
