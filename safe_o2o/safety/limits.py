@@ -135,6 +135,9 @@ class RobotLimits:
     def from_file(cls, path: str | Path, measured: Mapping[str, Any] | None = None) -> RobotLimits:
         """The limits of a user's own file, which has the form of the shipped ones.
 
+        A field may say `measured_by_you` (then it has to come in `measured`; `ceiling` may hold
+        what it must not exceed) and jerk may say `unlimited`.
+
         Raises:
             ConfigError: the file cannot be read, is incomplete or out of range, or `measured` is
                 refused as in `load`.
