@@ -32,6 +32,7 @@ cameras: dict[str, str] = dict(
 )
 constraints: dict[str, str] = dict(
     joint_limits="safe_o2o.safety.joint_limits:JointLimits",
+    joint_speed="safe_o2o.safety.joint_speed:JointSpeed",
     obstacles="safe_o2o.safety.obstacle:Obstacles",
     self_collision="safe_o2o.safety.self_collision:SelfCollision",
     tool_speed="safe_o2o.safety.tool_speed:ToolSpeed",

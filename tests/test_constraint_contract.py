@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests.invariance import BOX
 
 LIMITS = RobotLimits.load("panda")
 HOME = np.array(POSTURES["panda"])
+NARROW = replace(LIMITS, velocity_offset=np.full(7, 0.3), velocity_deceleration=np.full(7, 4.0))
 DT = 0.01
 CAPSULES = (
     Capsule("panda_link0", (0.0, 0.0, 0.05), (-0.1, 0.0, 0.05), 0.08),
@@ -32,13 +34,15 @@ OBSTACLES = (
     Obstacle("beam", (0.2, -0.3, 0.35), 0.05, end=(0.7, -0.3, 0.35), error=0.005),
 )
 NAMES = sorted(catalog.constraints)
-MEASURED_IN_METRES = [name for name in NAMES if name not in ("joint_limits", "tool_speed")]
+SPEEDS = ("joint_speed", "tool_speed")
+MEASURED_IN_METRES = [name for name in NAMES if name not in ("joint_limits", *SPEEDS)]
 
 
 def build(name: str) -> Any:
     cls = catalog.load("constraint", name)
     arguments: dict[str, tuple[Any, ...]] = dict(
         joint_limits=(LIMITS,),
+        joint_speed=(NARROW,),
         obstacles=(BODY, OBSTACLES),
         self_collision=(BODY, [("panda_link4", "panda_link5")]),
         tool_speed=(BODY, LIMITS.tool_frame, 0.25),
@@ -87,7 +91,7 @@ def test_a_step_inside_the_rows_keeps_the_clearance(name: str) -> None:
             continue
         tried += 1
         step = straight(q, q + w * DT)
-        if name == "tool_speed":
+        if name in SPEEDS:
             after = float(constraint.swept(step)[1].min())
             slack = 4.0 * step.turn(reach)[0] / DT
         else:
@@ -128,6 +132,9 @@ def test_what_is_proven_of_a_motion_holds_along_all_of_it(name: str) -> None:
         b = a + generator.normal(0.0, scale, 7)
         bound = lowest_clearance(constraint, straight(a, b))
         clearance = constraint.clearance(a + share * (b - a))
+        if name == "joint_speed":
+            speed = (b - a) / DT
+            clearance = clearance - np.concatenate([speed, -speed])
         if name == "tool_speed":
             fine = BODY.positions(a + share * (b - a))[:, :, BODY.spheres]
             speed = np.linalg.norm(np.diff(fine, axis=0), axis=1) / (DT / 20)
@@ -137,7 +144,7 @@ def test_what_is_proven_of_a_motion_holds_along_all_of_it(name: str) -> None:
         elif (clearance[0] >= 0.0).all():
             assert clearance.min() >= bound - 1e-9
             proven += 1
-        elif name != "tool_speed":
+        elif name not in SPEEDS:
             # Outside: no limit may be left any farther, nor another one for it.
             assert (clearance >= np.minimum(clearance[0], 0.0) - 1e-9).all()
     assert proven > 50 and refused > 20

@@ -31,6 +31,7 @@ CODES: Mapping[str, tuple[Kind, str]] = MappingProxyType(
             "The motion would leave the joints' range: the limit is doing its work.",
         ),
         "joint_velocity": (_H, "The motion is too fast for a joint: the arm is inside its limits."),
+        "joint_speed": (_H, "Too fast for a joint so near its end: the arm is inside its limits."),
         "joint_acceleration": (_H, "The motion changes too fast: the arm is inside its limits."),
         "joint_jerk": (_H, "The motion sets off too hard: the arm is inside its limits."),
         "workspace": (_H, "The motion would leave the workspace: a policy at a wall is no fault."),

@@ -22,6 +22,7 @@ from safe_o2o.safety.deflection import Deflection
 from safe_o2o.safety.guards import FilterConfig as FilterConfig
 from safe_o2o.safety.guards import Guards, joint_vector
 from safe_o2o.safety.joint_limits import JointLimits
+from safe_o2o.safety.joint_speed import JointSpeed
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.motion import Motion
 from safe_o2o.safety.obstacle import Obstacle, Obstacles
@@ -160,6 +161,8 @@ class SafetyFilter:
                 body, *workspace, table_height, elbow=elbow_workspace, half_planes=half_planes
             ),
         ]
+        if limits.velocity_offset is not None:
+            constraints.append(JointSpeed(limits))
         if tool_speed is not None:
             constraints.append(ToolSpeed(body, limits.tool_frame, tool_speed))
         if shape is not None and self_collision:
