@@ -22,7 +22,7 @@ from safe_o2o.safety.obstacle import Obstacle, Obstacles, travel
 from safe_o2o.safety.path import JointPath
 from safe_o2o.safety.stopping import Stopping
 from safe_o2o.safety.sweep import JointDifferences
-from safe_o2o.safety.tool_speed import energy_speed
+from safe_o2o.safety.tool_speed import ToolSpeed, energy_speed
 from safe_o2o.types import Array, Proposal, Verdict
 from tests.rail import Rail, RailBody, rail_limits
 
@@ -332,6 +332,47 @@ def test_a_slowed_arm_does_not_skip_actions() -> None:
     assert (np.diff(line) >= -1e-12).all()
     assert np.abs(line[:, None] - targets.T).min(axis=0).max() < 6e-3
     assert line[60] <= 0.30 and line[-1] == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_is_refused_after_a_finished_motion_is_a_stop() -> None:
+    watched = Obstacles(RailBody(), margin=0.0)  # type: ignore[arg-type]
+    rail = Rail(rail_limits(), [watched])
+    done = Proposal(np.array([[0.45]]), 1.0, 0.0, ("x",))
+    for _ in range(140):
+        assert rail.tick(done).verdict is Verdict.PASS
+    rest = rail.x
+    watched.update([Obstacle("door", (rest + 0.1 + 1e-9, 0.0, 0.0), 0.1)])
+    beyond = Proposal(np.array([[0.9]]), 1.0, rail.now, ("x",))
+    decisions = {(d.verdict, d.reason) for d in (rail.tick(beyond) for _ in range(20))}
+    assert decisions == {(Verdict.STOPPED, "obstacles")} and rail.x == rest
+
+
+@pytest.mark.parametrize("cap", [0.32, 0.34, 0.42, 0.44])
+def test_a_slowed_arm_stays_inside_where_its_path_turns_back_between_ticks(cap: float) -> None:
+    target = np.array([[0.03], [0.028], [-0.02]])
+    path = JointPath(np.zeros(1), np.zeros(1), None, target, 0.1, 0.01)
+    end = float(path.positions(np.arange(31.0)).max()) + 1e-9
+    assert path.positions(np.linspace(0.0, 30.0, 30_001)).max() > end + 4e-6
+    slow = ToolSpeed(RailBody(), "carriage", cap)  # type: ignore[arg-type]
+    rail = Rail(rail_limits(v=5.0, a=1e3, end=end), [slow])
+    proposal, seen = Proposal(target, 0.1, 0.0, ("x",)), []
+    for _ in range(100):
+        rail.tick(proposal)
+        seen.append(rail.x)
+    assert 0.02 < max(seen) <= end
+
+
+def test_a_row_that_is_due_at_once_does_not_hold_up_its_chunk() -> None:
+    """A chunk at 30 Hz every three ticks, from what was seen three ticks before: on time."""
+    rail, period, off = Rail(rail_limits(v=5.0, a=500.0)), 1.0 / 30.0, []
+    for k in range(120):
+        if k % 3 == 0:
+            seen = max(rail.now - 0.03, 0.0)
+            rows = 0.3 * (seen + period * np.arange(1, 9))[:, None]
+            proposal = Proposal(rows, period, seen, ("x",))
+        rail.tick(proposal)
+        off.append(abs(rail.x - 0.3 * rail.now))
+    assert max(off[20:]) < 0.3 * rail.dt
 
 
 def test_the_rail_is_what_a_body_looks_like() -> None:

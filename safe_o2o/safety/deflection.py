@@ -35,12 +35,15 @@ class Deflection:
     """
 
     def __init__(self, limits: RobotLimits, constraints: Sequence[Constraint], dt: float) -> None:
+        missing = MissingDependencyError(
+            "needs a QP solver", where="deflection", todo="pip install 'safe-o2o[deflect]'"
+        )
         try:
             import qpsolvers
         except ImportError as error:
-            raise MissingDependencyError(
-                "needs a QP solver", where="deflection", todo="pip install 'safe-o2o[deflect]'"
-            ) from error
+            raise missing from error
+        if "daqp" not in qpsolvers.available_solvers:
+            raise missing
         self._solve: Any = qpsolvers.solve_qp
         self._limits, self._constraints, self._dt = limits, tuple(constraints), dt
         bodies = [getattr(constraint, "body", None) for constraint in constraints]
@@ -59,9 +62,9 @@ class Deflection:
             wanted: velocity towards the path's next set-point `[n]`, rad/s.
         """
         dt, limits = self._dt, self._limits
-        ticks = max(synchronous_ticks(v, limits.acceleration, dt), 1)
-        brake = v * (ticks - 1) / ticks
-        reach = 0.5 * (ticks + 2) * dt  # one tick more: the next brake may begin at w
+        brake = self.brake(v)
+        # One tick more: the next brake may begin at w.
+        reach = 0.5 * (max(synchronous_ticks(v, limits.acceleration, dt), 1) + 2) * dt
         rows = [
             constraint.rows(q, v, dt if constraint.exact_rows else reach)
             for constraint in self._constraints

@@ -263,7 +263,8 @@ class SafetyFilter:
         # A path on time is taken over at its policy step, even between two ticks.
         lead = path.phase if path is not None and path.rate == 1.0 and not path.late else 0.0
         done = self._policy_time - self._policy_time_at(proposal.stamp)
-        skipped = min(int(done / period + 1e-6), len(target) - 1)
+        # A row that is due within half a tick is done: its path would be no path.
+        skipped = min(int((done + 0.5 * self.period) / period), len(target) - 1)
         if len(target) > 1 and done > 0.0:
             lead = (skipped * period - done) / self.period
         self._target, self._reached, self._current = target[skipped:], 0, False
@@ -291,10 +292,10 @@ class SafetyFilter:
             return self._play_stop("", now, Verdict.PASS)  # all done, if not where it was proposed
         for path in paths:
             if path.time >= path.end:
-                if path is self._path:
+                if not (wall or joints):
                     path.rate = 0.0
                     return self._play_stop("", now, Verdict.PASS)  # all done
-                continue
+                continue  # a new path was refused, and the old one leads no farther
             for rate in self._rates(path):
                 found, why = self._candidate(path, rate)
                 if found is None:

@@ -19,7 +19,8 @@ class JointLimits:
 
     name = "joint_limits"
     unit = "rad"
-    static = True
+    # A path may turn back between two of its ticks, beyond both: what is sent is looked at itself.
+    static = False
     exact_rows = True
 
     def __init__(self, limits: RobotLimits) -> None:
