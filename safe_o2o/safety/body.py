@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from math import ceil
 from typing import Any
 
 import numpy as np
 import yaml
 
-from safe_o2o.errors import ConfigError, UnknownNameError
-from safe_o2o.safety.kinematics import robot_model
+from safe_o2o.errors import ConfigError
+from safe_o2o.safety.kinematics import chain_reach, robot_model
+from safe_o2o.safety.shipped import shipped_names, shipped_text
 from safe_o2o.types import Array
 
-_GEOMETRY = "robot_geometry"
 SPACING = 0.7
 """Distance of neighbouring spheres in radii of the capsule: they are 1.06 times as thick as it."""
 
@@ -93,11 +92,8 @@ class Geometry:
             UnknownNameError: no body is shipped under this name.
             ConfigError: the file is incomplete or out of range.
         """
-        known = geometry_names()
-        if robot not in known:
-            raise UnknownNameError("arm", robot, known)
-        file = resources.files("safe_o2o.safety") / _GEOMETRY / f"{robot}.yaml"
-        return cls.from_mapping(yaml.safe_load(file.read_text("utf-8")), where=f"{robot}.yaml")
+        data = yaml.safe_load(shipped_text("robot_geometry", robot, ".yaml"))
+        return cls.from_mapping(data, where=f"{robot}.yaml")
 
     @classmethod
     def from_mapping(cls, data: Any, *, where: str) -> Geometry:
@@ -129,8 +125,7 @@ class Geometry:
 
 def geometry_names() -> tuple[str, ...]:
     """Names of the arms whose body we ship, sorted."""
-    folder = resources.files("safe_o2o.safety") / _GEOMETRY
-    return tuple(sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml")))
+    return shipped_names("robot_geometry")
 
 
 class Body:
@@ -159,7 +154,6 @@ class Body:
         model = robot_model(robot)
         self.n: int = model.nv
         self._chain = _Chain(model, robot)
-        centres: list[Array] = []
         radii: list[float] = []
         owner: list[int] = []
         columns: list[Array] = []
@@ -167,14 +161,13 @@ class Body:
             points, radius = capsule.spheres()
             for point in points:
                 columns.append(self._chain.column(capsule.frame, point))
-                centres.append(point)
                 radii.append(radius)
                 owner.append(index)
         columns += [self._chain.column(frame, np.zeros(3)) for frame in self.frames]
         self.radius: Array = np.array(radii)
         self.owner: Array = np.array(owner, int)
         self._columns = np.ascontiguousarray(np.array(columns).T)
-        self.reach: Array = self._chain.reach(columns)
+        self.reach: Array = chain_reach(model, map(_fixed_point, columns))
 
     @property
     def spheres(self) -> int:
@@ -257,7 +250,7 @@ class _Chain:
         arms = points[:, None, :] - links[:, :, 3].T
         out = np.cross(axes, arms)
         for m, column in enumerate(columns.T):
-            joint = int(np.flatnonzero(column.reshape(-1, 4)[:, 3])[0])
+            joint, _ = _fixed_point(column)
             moves = np.zeros(self.n, bool)
             while joint > 0:
                 moves[joint - 1] = True
@@ -265,24 +258,12 @@ class _Chain:
             out[m, ~moves] = 0.0
         return np.asarray(out.transpose(0, 2, 1))
 
-    def reach(self, columns: Sequence[Array]) -> Array:
-        """Upper bound `[n]`, m, on the distance of these points from each joint's axis.
 
-        The first link of the chain counts only across the axis, along which its end cannot leave
-        the axis; all others count in full, which bounds their sum at every configuration.
-        """
-        reach = np.zeros(self.n)
-        for column in columns:
-            joint = int(np.flatnonzero(column.reshape(-1, 4)[:, 3])[0])
-            offset, beyond = column.reshape(-1, 4)[joint, :3], 0.0
-            while joint > 0:
-                axis = self._model.joints[joint].createData().S[3:].ravel()
-                across = offset - axis * float(axis @ offset)
-                reach[joint - 1] = max(reach[joint - 1], beyond + float(np.linalg.norm(across)))
-                beyond += float(np.linalg.norm(offset))
-                offset = self._model.jointPlacements[joint].translation
-                joint = int(self._model.parents[joint])
-        return reach
+def _fixed_point(column: Array) -> tuple[int, Array]:
+    """The joint and the place in its frame that a column of `_Chain.column` speaks of."""
+    parts = column.reshape(-1, 4)
+    joint = int(np.flatnonzero(parts[:, 3])[0])
+    return joint, parts[joint, :3]
 
 
 def _point(values: Any) -> tuple[float, float, float]:

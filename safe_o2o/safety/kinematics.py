@@ -1,4 +1,4 @@
-"""Where the arm's frames are: positions, rotations, Jacobians and reach, by pinocchio.
+"""Where the arm's frames are: positions, rotations and reach, by pinocchio.
 
 Every quantity is in the robot's base frame. One instance holds the scratch memory of its queries
 and therefore belongs to one thread.
@@ -6,13 +6,13 @@ and therefore belongs to one thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib import resources
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pinocchio
 
-from safe_o2o.errors import ConfigError, UnknownNameError
+from safe_o2o.errors import ConfigError
+from safe_o2o.safety.shipped import shipped_names, shipped_text
 from safe_o2o.types import Array
 
 POSTURES: dict[str, tuple[float, ...]] = dict(
@@ -20,13 +20,10 @@ POSTURES: dict[str, tuple[float, ...]] = dict(
 )
 """Where an arm rests, rad: elbow up, tool pointing down over the middle of its table."""
 
-_MODELS = "robot_models"
-
 
 def robot_names() -> tuple[str, ...]:
     """Names of the arms whose kinematics we ship, sorted."""
-    folder = resources.files("safe_o2o.safety") / _MODELS
-    return tuple(sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".urdf")))
+    return shipped_names("robot_models")
 
 
 def robot_model(robot: str) -> pinocchio.Model:
@@ -35,15 +32,35 @@ def robot_model(robot: str) -> pinocchio.Model:
     Raises:
         UnknownNameError: no such arm; the message names the near miss.
     """
-    known = robot_names()
-    if robot not in known:
-        raise UnknownNameError("arm", robot, known)
-    text = (resources.files("safe_o2o.safety") / _MODELS / f"{robot}.urdf").read_text("utf-8")
-    return pinocchio.buildModelFromXML(text)
+    return pinocchio.buildModelFromXML(shipped_text("robot_models", robot, ".urdf"))
+
+
+def chain_reach(model: pinocchio.Model, points: Iterable[tuple[int, Array]]) -> Array:
+    """Upper bound `[n]`, m, on the distance of points fixed to joints from each joint's axis.
+
+    The first link of a chain counts only across the axis, along which its end cannot leave the
+    axis; all others count in full, which bounds their sum at every configuration.
+
+    Args:
+        model: the arm.
+        points: index of a joint of the model, 0 for the base, and where the point lies in its
+            frame `[3]`, m.
+    """
+    reach = np.zeros(model.nv)
+    for joint, offset in points:
+        beyond = 0.0
+        while joint > 0:
+            axis = model.joints[joint].createData().S[3:].ravel()
+            across = offset - axis * float(axis @ offset)
+            reach[joint - 1] = max(reach[joint - 1], beyond + float(np.linalg.norm(across)))
+            beyond += float(np.linalg.norm(offset))
+            offset = model.jointPlacements[joint].translation
+            joint = int(model.parents[joint])
+    return reach
 
 
 class Kinematics:
-    """Forward kinematics and linear Jacobians of named frames of an arm with n joints.
+    """Forward kinematics of named frames of an arm with n joints.
 
     Args:
         robot: name of a shipped arm ("panda").
@@ -62,7 +79,10 @@ class Kinematics:
         self.n: int = self.model.nv
         self._ids = {frame.name: i for i, frame in enumerate(self.model.frames)}
         self._frame_ids = [self._id(name) for name in self.frames]
-        self.reach: Array = self._reach()
+        found = (self.model.frames[i] for i in self._frame_ids)
+        self.reach: Array = chain_reach(
+            self.model, ((f.parentJoint, f.placement.translation) for f in found)
+        )
         """Upper bound `[n]`, m, on the distance of any of `frames` from joint i's axis."""
 
     def position(self, q: Array, frame: str) -> Array:
@@ -88,13 +108,6 @@ class Kinematics:
                 out[k, f] = placement(model, data, frame).translation
         return out
 
-    def jacobian(self, q: Array, frame: str) -> Array:
-        """Linear Jacobian `[3, n]`, m/rad, of a frame's origin, in the base frame."""
-        full = pinocchio.computeFrameJacobian(
-            self.model, self.data, q, self._id(frame), pinocchio.LOCAL_WORLD_ALIGNED
-        )
-        return np.array(full[:3])
-
     def _id(self, frame: str) -> int:
         try:
             return self._ids[frame]
@@ -102,22 +115,3 @@ class Kinematics:
             raise ConfigError(
                 f"the arm {self.robot!r} has no frame {frame!r}", todo=f"known: {sorted(self._ids)}"
             ) from None
-
-    def _reach(self) -> Array:
-        """Length of the chain from joint i's axis to the farthest frame behind it.
-
-        The first link of that chain counts only across the axis, along which its end cannot leave
-        the axis; all others count in full, which bounds their sum at every configuration.
-        """
-        reach = np.zeros(self.n)
-        for frame_id in self._frame_ids:
-            frame = self.model.frames[frame_id]
-            offset, joint, beyond = frame.placement.translation, frame.parentJoint, 0.0
-            while joint > 0:
-                axis = self.model.joints[joint].createData().S[3:].ravel()
-                across = offset - axis * float(axis @ offset)
-                reach[joint - 1] = max(reach[joint - 1], beyond + float(np.linalg.norm(across)))
-                beyond += float(np.linalg.norm(offset))
-                offset = self.model.jointPlacements[joint].translation
-                joint = self.model.parents[joint]
-        return reach

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,7 +12,8 @@ import numpy as np
 import pinocchio
 import yaml
 
-from safe_o2o.errors import ConfigError, UnknownNameError
+from safe_o2o.errors import ConfigError
+from safe_o2o.safety.shipped import shipped_text
 from safe_o2o.types import Array
 
 MEASURED = "measured_by_you"
@@ -40,11 +40,6 @@ _UNUSED = (
     *("tool_angular_acceleration", "tool_angular_jerk"),
 )
 _KNOWN = {*_UNITS, *_TEXT, *_UNUSED}
-
-
-def _names() -> list[str]:
-    folder = resources.files("safe_o2o.safety") / "robot_limits"
-    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
 @dataclass(frozen=True)
@@ -124,11 +119,7 @@ class RobotLimits:
             ConfigError: the file is incomplete or out of range, something that is not published was
                 not measured, or something measured is wider than what is published.
         """
-        known = _names()
-        if robot not in known:
-            raise UnknownNameError("arm", robot, known)
-        file = resources.files("safe_o2o.safety") / "robot_limits" / f"{robot}.yaml"
-        data = yaml.safe_load(file.read_text("utf-8"))
+        data = yaml.safe_load(shipped_text("robot_limits", robot, ".yaml"))
         return cls.from_mapping(data, where=f"{robot}.yaml", measured=measured)
 
     @classmethod
