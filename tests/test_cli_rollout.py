@@ -44,7 +44,7 @@ class Halt(Push):
 def scene(monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulator's place is taken by a point on a line."""
 
-    def make_env(task: str, variant: str) -> LineEnv:
+    def make_env(task: str, variant: str, camera: bool = True) -> LineEnv:
         env = LineEnv(limit=30)
         env.task = "the task"  # type: ignore[attr-defined]
         return env

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,17 @@ from safe_o2o.nets.policy import GaussianActor
 from safe_o2o.nets.rssm import NormGRUCell
 
 GAMMA = 1.0 - 1.0 / 333.0
+
+
+@pytest.mark.parametrize("shift", [losses.shift_by_blocks, losses.shift_by_index])
+def test_a_shift_moves_every_frame_of_a_window_and_repeats_the_edge(shift: Any) -> None:
+    image = torch.randint(0, 256, (6, 3, 9, 8, 2), dtype=torch.uint8)
+    offset = torch.tensor([[0, 2, -2, 1, 0, -1], [0, -1, 2, 0, -2, 1]])
+    moved = shift(image, offset).numpy()
+    assert moved.shape == tuple(image.shape)
+    for window, out, (dy, dx) in zip(image.numpy(), moved, offset.T.tolist(), strict=True):
+        wide = np.pad(window, [(0, 0), (2, 2), (2, 2), (0, 0)], mode="edge")
+        np.testing.assert_array_equal(out, wide[:, 2 + dy : 11 + dy, 2 + dx : 10 + dx])
 
 
 def double(*x: float) -> Tensor:

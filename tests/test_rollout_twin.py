@@ -35,3 +35,14 @@ def test_the_twin_records_the_same_bytes_with_any_number_of_workers(tmp_path: Pa
         assert episode.obs["image"].std() > 5  # a picture, not a blank
     batch = SequenceReplay(Dataset(tmp_path / "2"), 8, 4, seed=0).sample()
     assert batch.obs["image"].shape == (4, 8, 64, 64, 3)
+
+
+def test_scripts_do_the_same_where_nobody_renders_pictures() -> None:
+    seen, blind = (
+        run_episodes(
+            SceneMaker("safe_reach", "standard", camera), BehaviorMaker(MIXTURE), [3, 4, 5],
+            workers=0,
+        )
+        for camera in (True, False)
+    )  # fmt: skip
+    assert seen == blind

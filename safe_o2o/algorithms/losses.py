@@ -210,11 +210,32 @@ def random_shift(image: Tensor, pixels: int, generator: torch.Generator | None =
     """
     if pixels == 0:
         return image
+    size = (2, image.shape[0], 1)
+    offset = torch.randint(-pixels, pixels + 1, size, generator=generator, device=image.device)
+    shift = shift_by_blocks if image.device.type == "cpu" else shift_by_index
+    return shift(image, offset[..., 0])
+
+
+def shift_by_index(image: Tensor, offset: Tensor) -> Tensor:
+    """Move windows `[B, T, H, W, C]` by offsets (y, x) `[2, B]`, pixels; the way for a GPU."""
     batch, _, height, width, _ = image.shape
-    offset = torch.randint(
-        -pixels, pixels + 1, (2, batch, 1), generator=generator, device=image.device
-    )
-    row = (torch.arange(height, device=image.device) + offset[0]).clamp_(0, height - 1)
-    column = (torch.arange(width, device=image.device) + offset[1]).clamp_(0, width - 1)
-    shifted = [image[b].index_select(1, row[b]).index_select(2, column[b]) for b in range(batch)]
-    return torch.stack(shifted)
+    row = (torch.arange(height, device=image.device) + offset[0, :, None]).clamp_(0, height - 1)
+    column = (torch.arange(width, device=image.device) + offset[1, :, None]).clamp_(0, width - 1)
+    window = torch.arange(batch, device=image.device)[:, None, None]
+    # Indices with a slice between them: their axes come first.
+    return image[window, :, row[:, :, None], column[:, None, :]].movedim(3, 1)
+
+
+def shift_by_blocks(image: Tensor, offset: Tensor) -> Tensor:
+    """The same by copies of whole blocks: a quarter of the time of indices on a CPU."""
+    height, width = image.shape[2:4]
+    shifted = torch.empty_like(image)
+    for window, out, dy, dx in zip(image, shifted, *offset.tolist(), strict=True):
+        top, bottom = max(0, -dy), height - max(0, dy)
+        left, right = max(0, -dx), width - max(0, dx)
+        out[:, top:bottom, left:right] = window[:, top + dy : bottom + dy, left + dx : right + dx]
+        out[:, top:bottom, :left] = out[:, top:bottom, left : left + 1]
+        out[:, top:bottom, right:] = out[:, top:bottom, right - 1 : right]
+        out[:, :top] = out[:, top : top + 1]
+        out[:, bottom:] = out[:, bottom - 1 : bottom]
+    return shifted

@@ -24,10 +24,12 @@ class SceneMaker:
     Attributes:
         task: catalogue name.
         variant: scene variant of the task.
+        camera: False leaves the pictures out of the observations.
     """
 
     task: str
     variant: str
+    camera: bool = True
 
     def __post_init__(self) -> None:
         if self.task.replace("-", "_") not in catalog.tasks:
@@ -37,7 +39,7 @@ class SceneMaker:
         """A fresh environment."""
         from safe_o2o_sim.make import make_env
 
-        env: Env = make_env(self.task, self.variant)
+        env: Env = make_env(self.task, self.variant, camera=self.camera)
         return env
 
     def spec(self) -> Spec:
@@ -93,6 +95,11 @@ class CheckpointMaker:
         algorithm = load_algorithm(self.path)
         algorithm.spec.require_same(env.spec, mine=f"checkpoint {self.path}", theirs="the task")
         return PolicyActor(algorithm.policy, self.name)
+
+
+def looks(make_actor: MakeActor) -> bool:
+    """Whether an actor that `resolve` made looks at pictures: scripts and chance do not."""
+    return isinstance(make_actor, BundleMaker | CheckpointMaker)
 
 
 def load_algorithm(path: Path) -> Algorithm:

@@ -27,6 +27,8 @@ from safe_o2o.training.finetune import FineTunerConfig
 from safe_o2o.training.offline import OfflineConfig, train_offline
 
 SEEN = "standard"
+OFFLINE = "v000001"
+"""The first version of a run's bundles."""
 
 
 @dataclass(frozen=True)
@@ -265,18 +267,21 @@ class Demo:
         return result
 
     def evaluate(self, progress: console.Progress) -> str:
-        """Offline policy, behaviour mixture and random policy on the same fresh layouts."""
-        cast = {"policy": str(self.out / "checkpoints"), "mixture": "mixture", "random": "random"}
+        """Offline policy, behaviour mixture and random policy on the same fresh layouts.
+
+        The policy is judged as the graph that is deployed, not as the network it was exported from.
+        """
+        offline = str(self.offline_bundle())
+        cast = {"policy": offline, "mixture": "mixture", "random": "random"}
         results = [self._evaluate(who, name, SEEN, progress) for name, who in cast.items()]
         return "; ".join(evaluate.describe(result) for result in results)
 
-    def export(self, progress: console.Progress) -> str:
-        """The checkpoint as an ONNX bundle."""
-        from safe_o2o.export.algorithm import export_algorithm
-
+    def offline_bundle(self) -> Path:
+        """The offline policy as an ONNX bundle, made from the checkpoint unless it is there."""
         bundles = self.out / "bundles"
-        live = bundle.current(bundles)
-        if live is None:
+        if bundle.current(bundles) is None:
+            from safe_o2o.export.algorithm import export_algorithm
+
             report = export_algorithm(
                 load_algorithm(self.out / "checkpoints"),
                 "fosp",
@@ -284,12 +289,15 @@ class Demo:
                 Dataset(self.out / "dataset"),
             )
             bundle.set_current(bundles, report.directory.name)
-            live = bundle.current(bundles)
-        assert live is not None
-        parity = bundle.read_manifest(live.directory).parity
+        return bundles / OFFLINE
+
+    def export(self, progress: console.Progress) -> str:
+        """How well the ONNX bundle agrees with the network it was made from."""
+        directory = self.offline_bundle()
+        parity = bundle.read_manifest(directory).parity
         difference = parity["max_abs_action_difference"]
         return (
-            f"{live.directory}: largest action difference to torch {difference:.1e} over "
+            f"{directory}: largest action difference to torch {difference:.1e} over "
             f"{parity['steps']} recorded steps with carried state"
         )
 
@@ -297,7 +305,7 @@ class Demo:
         """The graph in real time: what the latency table is measured on."""
         report = deploy.deploy(
             self.out / "realtime",
-            bundles=self.out / "bundles" / "v000001",
+            bundles=self.offline_bundle(),
             episodes=self.budget.deployed,
             variant=SEEN,
             speed=1.0,
@@ -310,7 +318,7 @@ class Demo:
     def finetune(self, progress: console.Progress) -> str:
         """Rounds of episodes and training in the unseen scene, judged before and after."""
         variant, bundles = self.arguments.variant, self.out / "bundles"
-        before = self._evaluate(str(bundles / "v000001"), "before", variant, progress)
+        before = self._evaluate(str(self.offline_bundle()), "before", variant, progress)
         report = finetune.finetune(
             finetune.Arguments(
                 run=self.out,

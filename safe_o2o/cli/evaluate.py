@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from safe_o2o.cli import console
-from safe_o2o.cli.actors import SceneMaker, resolve
+from safe_o2o.cli.actors import SceneMaker, looks, resolve
 from safe_o2o.cli.parse import parse
 from safe_o2o.cli.seeds import episode_seeds
 from safe_o2o.data.episode import EpisodeMeta
@@ -85,7 +85,7 @@ def evaluate(
     """
     seeds = episode_seeds("evaluate", arguments.seed, arguments.episodes)
     summaries = run_episodes(
-        SceneMaker(arguments.task, arguments.variant),
+        SceneMaker(arguments.task, arguments.variant, camera=looks(make_actor)),
         make_actor,
         seeds,
         workers=arguments.workers,

@@ -159,16 +159,18 @@ class CartesianDelta:
         moved = self.position(after.q_command) - self.position(before.q_command)
         return self.spec.from_si(moved)
 
-    def observe(self, state: RobotState, image: Array) -> Observation:
+    def observe(self, state: RobotState, image: Array | None) -> Observation:
         """The policy's observation: `image` `[H, W, 3]` and `tcp_pose` `[5]` of the measured arm.
 
+        Without an image there is none in it.
         The pose is x, y, z of the tool, m, then sine and cosine of its yaw.
         """
         rotation = self.kinematics.rotation(state.q, self.frame)
         position = self.position(state.q)
         norm = float(np.hypot(rotation[0, 0], rotation[1, 0])) or 1.0
         sine, cosine = rotation[1, 0] / norm, rotation[0, 0] / norm
-        return {"image": image, "tcp_pose": np.array([*position, sine, cosine], np.float32)}
+        pose = np.array([*position, sine, cosine], np.float32)
+        return {"tcp_pose": pose} if image is None else {"image": image, "tcp_pose": pose}
 
     def position(self, q: Array) -> Array:
         """Position `[3]` of the tool at joint positions `[n]`, m."""
