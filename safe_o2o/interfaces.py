@@ -111,6 +111,15 @@ class Robot(Protocol):
 
 
 @runtime_checkable
+class Simulated(Protocol):
+    """A robot whose time has to be told to pass; a real one's does by itself."""
+
+    def pass_time(self) -> None:
+        """One control period without a command; an ACTIVE arm holds."""
+        ...
+
+
+@runtime_checkable
 class Camera(Protocol):
     """A source of images."""
 

@@ -1,6 +1,7 @@
 """One control tick: read, certify, write. The same loop for environment, tests and ROS.
 
-Nothing else writes to a robot.
+Nothing else writes to a robot. With a `Supervision` around the filter the arm moves in ARMED alone,
+as a real one must; without it the loop is always armed, which is right for simulated episodes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from safe_o2o.interfaces import Filter, Robot
+from safe_o2o.interfaces import Filter, Robot, Simulated
+from safe_o2o.runtime.supervision import Supervision
 from safe_o2o.types import Decision, Proposal, RobotState, Verdict
 
 
@@ -68,19 +70,31 @@ class ControlLoop:
         clock: the time that proposals are aged against, s, on the clock of the robot's stamps; by
             default the stamp of the reading itself, which is right where simulated time passes
             with each write.
+        supervision: who may move the arm, and what has to be well for that; None for a simulated
+            arm that may always be moved.
+        monotonic: the supervision's clock, s.
     """
 
     def __init__(
-        self, robot: Robot, filter: Filter, clock: Callable[[], float] | None = None
+        self,
+        robot: Robot,
+        filter: Filter,
+        clock: Callable[[], float] | None = None,
+        supervision: Supervision | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.robot, self.filter, self.clock = robot, filter, clock
+        self.supervision, self.monotonic = supervision, monotonic
         self.last = StageTimes()
         """Times of the last tick."""
 
     def reset(self) -> RobotState:
         """Start from where the robot is, at rest; returns that reading."""
         state = self.robot.read()
-        self.filter.reset(state)
+        if self.supervision is None:
+            self.filter.reset(state)
+        else:
+            self.supervision.placed(state, self.monotonic())
         return state
 
     def tick(self, proposal: Proposal | None) -> Decision:
@@ -93,17 +107,29 @@ class ControlLoop:
         Returns:
             What the filter decided. Any exception stops the robot on its way out.
         """
-        robot, times = self.robot, self.last
+        robot, times, supervision = self.robot, self.last, self.supervision
         try:
             began = time.perf_counter()
             state = robot.read()
             have = time.perf_counter()
             now = state.stamp if self.clock is None else self.clock()
-            decision = self.filter.certify(state, proposal, now)
+            if supervision is None:
+                decision, write = self.filter.certify(state, proposal, now), True
+            else:
+                clock = self.monotonic()
+                seen, allowed = supervision.before(state, proposal, clock)
+                decision = self.filter.certify(seen, allowed, now)
+                seconds = time.perf_counter() - began
+                write = supervision.after(decision, proposal, clock, seconds)
             decided = time.perf_counter()
-            robot.write(decision.command)
-        except BaseException:
+            if write:
+                robot.write(decision.command)
+            elif isinstance(robot, Simulated):
+                robot.pass_time()
+        except BaseException as error:
             robot.stop()
+            if supervision is not None:
+                supervision.stop(f"exception:{type(error).__name__}", self.monotonic(), str(error))
             raise
         times.read, times.certify = have - began, decided - have
         times.write = time.perf_counter() - decided

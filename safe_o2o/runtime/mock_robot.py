@@ -68,6 +68,12 @@ class MockRobot:
         self._q = self._q_command = q
         self._ticks += 1
 
+    def pass_time(self) -> None:
+        """One control period without a command; the arm holds."""
+        self.lifecycle.require_connected("pass time")
+        self._hold(self._q)
+        self._ticks += 1
+
     def teleport(self, q: Array) -> None:
         """Be at rest at `q` `[n]`, rad, with the clock at zero. Needs a connection."""
         self.lifecycle.require_connected("teleport")

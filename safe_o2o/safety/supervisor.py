@@ -167,6 +167,17 @@ class Supervisor:
         self._resync = now
         return ""
 
+    def placed(self, now: float) -> None:
+        """A simulated arm was put to rest somewhere: no stop is being played any more.
+
+        Nobody may call this for an arm that could move.
+        """
+        self._resting, self._playing, self.present = True, 0, ()
+        if self.first_command is not None:
+            self.first_command.restart()
+        if _finite(now) and self.mode not in (Mode.ARMED, Mode.DEGRADED):
+            self._resync = now
+
     def arm(self, now: float, faults: Sequence[str] = ()) -> str:
         """DISARMED or SHADOW -> ARMED, after a resync and with nothing wrong.
 

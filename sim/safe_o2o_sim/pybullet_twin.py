@@ -89,6 +89,15 @@ class PybulletTwin:
         """Let one period pass under this set-point. Raises `RobotStateError` unless ACTIVE."""
         self.lifecycle.require("write", LifecycleState.ACTIVE)
         self._q_command = np.array(command.q, np.float64)
+        self._run()
+
+    def pass_time(self) -> None:
+        """One control period without a command: the servos hold what they were told last."""
+        self.lifecycle.require_connected("pass time")
+        self._run()
+
+    def _run(self) -> None:
+        """One control period of physics towards the last command."""
         pybullet.setJointMotorControlArray(
             self._arm,
             ARM_JOINTS,

@@ -1,9 +1,11 @@
 """The robot's side: driver (here the twin's physics), filter and control loop in one process.
 
-No topic lies between certificate and motor. The loop runs on the steady clock, `speed` times as
-fast as the robot's own time; it holds whenever no proposal is in progress, so that a slow policy
-looks like a pause. A long pause, while a learner trains say, passes in real time: the cores are the
-learner's then.
+No topic lies between certificate and motor. A supervisor says whether the arm may move: after a
+stop, which `~/stop` and all that is watched bring about, a person calls `~/reset` and `~/arm`.
+
+The loop runs on the steady clock, `speed` times as fast as the robot's own time; it holds whenever
+no proposal is in progress, so that a slow policy looks like a pause. A long pause, while a learner
+trains say, passes in real time: the cores are the learner's then.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,22 +27,29 @@ from trajectory_msgs.msg import JointTrajectory
 
 from safe_o2o import catalog
 from safe_o2o.errors import ConfigError
+from safe_o2o.interfaces import Simulated
 from safe_o2o.runtime.cartesian import certified_box
 from safe_o2o.runtime.control_loop import ControlLoop
+from safe_o2o.runtime.supervision import Supervision, SupervisionConfig
 from safe_o2o.safety.filter import SafetyFilter
+from safe_o2o.safety.first_command import FirstCommandConfig
+from safe_o2o.safety.supervisor import Mode
+from safe_o2o.safety.watchdog import COMMAND, JOINT_STATE, SourceLimits
 from safe_o2o.types import RobotState, Verdict
 from safe_o2o_ros import qos
 from safe_o2o_ros.conversions import (
+    PolicyOutput,
     Scene,
     TaskDescription,
     TaskStatus,
     joint_state_to_msg,
     key_of,
     proposal_from_msg,
+    record_from_msg,
     record_to_msg,
     record_to_text,
 )
-from safe_o2o_ros.node import OK, WARN, GuardedNode, Health, run_node
+from safe_o2o_ros.node import ERROR, OK, WARN, GuardedNode, Health, run_node
 from safe_o2o_ros.parameters import setting
 from safe_o2o_ros.progress import ProposalProgress
 
@@ -60,6 +69,15 @@ class RobotNodeConfig:
     first_seed: int = setting(0, "seed of the first layout; each reset takes the next one")
     speed: float = setting(1.0, "robot time per wall time; 1 is real time")
     state_rate: float = setting(50.0, "joint states a second of robot time, Hz")
+    command_degrade: float = setting(COMMAND.degrade, "longest wait for the next proposal, s")
+    command_latch: float = setting(COMMAND.latch, "wait after which the policy counts as lost, s")
+    state_degrade: float = setting(JOINT_STATE.degrade, "oldest reading of the arm that is fine, s")
+    state_latch: float = setting(JOINT_STATE.latch, "oldest reading that is only late, s")
+    first_pass: float = setting(0.1, "first target after a stop: nearer than this passes, rad")
+    first_ramp: float = setting(0.5, "nearer than this is approached slowly, rad; else refused")
+    arm_at_reset: bool = setting(
+        False, "simulated arms only: a new episode resets and arms the supervisor"
+    )
 
     def __post_init__(self) -> None:
         for name in ("speed", "state_rate"):
@@ -68,7 +86,10 @@ class RobotNodeConfig:
 
 
 class RobotNode(GuardedNode):
-    """Services: `~/reset_episode`. Subscribes to `proposals`; publishes state, status and scene."""
+    """Services `~/reset_episode`, `~/arm`, `~/disarm`, `~/stop`, `~/reset` and `~/shadow`.
+
+    Subscribes to `proposals`; publishes state, status and scene.
+    """
 
     def __init__(self) -> None:
         super().__init__("robot_node", RobotNodeConfig)
@@ -96,7 +117,19 @@ class RobotNode(GuardedNode):
             tool_speed=self.task.config.tool_speed,
             period=self.robot.period,
         )
-        self.loop = ControlLoop(self.robot, filter_)
+        if config.arm_at_reset and not isinstance(self.robot, Simulated):
+            raise ConfigError("is for simulated arms only", where="arm_at_reset")
+        self.watch = Supervision(
+            filter_,
+            self.robot.joint_names,
+            self.robot.period,
+            SupervisionConfig(
+                command=SourceLimits(config.command_degrade, config.command_latch),
+                joint_state=SourceLimits(config.state_degrade, config.state_latch),
+                first_command=FirstCommandConfig(config.first_pass, config.first_ramp),
+            ),
+        )
+        self.loop = ControlLoop(self.robot, filter_, supervision=self.watch)
         self.progress = ProposalProgress(self.robot.period, retry=self.task.spec.action.period)
         self._tick_wall = self.robot.period / config.speed
         self._state_every = max(1, round(1.0 / (config.state_rate * self.robot.period)))
@@ -111,7 +144,13 @@ class RobotNode(GuardedNode):
         self.create_subscription(
             JointTrajectory, "proposals", self.guarded(self._on_proposal), qos.COMMAND
         )
+        self.create_subscription(
+            DiagnosticArray, "policy_output", self.guarded(self._on_output), qos.LOGGED
+        )
         self.create_service(Trigger, "~/reset_episode", self.guarded(self._on_reset))
+        for name in ("arm", "disarm", "stop", "reset", "shadow"):
+            self.create_service(Trigger, f"~/{name}", self.guarded(self._answer(name)))
+        self.create_timer(0.2, self.guarded(self._look_for_policy), clock=self.steady)
         self._descriptions.publish(
             record_to_text(
                 TaskDescription(
@@ -154,6 +193,13 @@ class RobotNode(GuardedNode):
             "passed/corrected/stopped": "/".join(str(counts[verdict]) for verdict in Verdict),
             "held": self.progress.held,
         }
+        supervisor = self.watch.supervisor
+        values["mode"] = supervisor.mode.name
+        if supervisor.cause is not None:
+            values["last cause"] = f"{supervisor.cause.code} {supervisor.cause.detail}".strip()
+        if supervisor.mode in (Mode.STOPPED, Mode.DEGRADED):
+            level = ERROR if supervisor.mode is Mode.STOPPED else WARN
+            return level, f"{supervisor.mode.name}: {values['last cause']}", values
         if self.running and self.in_episode and self.real_speed < 0.9 * self.config.speed:
             return WARN, f"runs at {self.real_speed:.2f} instead of {self.config.speed}", values
         return OK, "in an episode" if self.in_episode else "waits for a reset", values
@@ -266,18 +312,60 @@ class RobotNode(GuardedNode):
         self._answered_at = self._asked.get(key_of(proposal.stamp))
         self.progress.accept(proposal)
 
+    def _on_output(self, msg: DiagnosticArray) -> None:
+        """After an episode's end nobody waits for the policy's next proposal."""
+        if record_from_msg(PolicyOutput, msg).event == "end":
+            self.watch.idle()
+
+    def _look_for_policy(self) -> None:
+        """A policy that went away is not waited for."""
+        if self.running and self.watch.expects and not self.count_publishers("proposals"):
+            self.watch.gone("command", time.monotonic(), "nobody publishes proposals any more")
+
+    def _answer(self, name: str) -> Callable[[Trigger.Request, Trigger.Response], Trigger.Response]:
+        """The service of one of the supervisor's requests."""
+
+        def answer(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+            if self.robot is None:
+                response.message = "robot_node is not configured"
+                return response
+            now = time.monotonic()
+            if name == "stop":
+                response.message = self.watch.stop("operator", now)
+            else:
+                response.message = getattr(self.watch, name)(now)
+            response.success = not response.message
+            response.message = response.message or self.watch.mode.name
+            return response
+
+        return answer
+
+    def _arm_placed(self) -> str:
+        """Make a simulated arm, which was just put to rest, ready to move; `""` or why not."""
+        watch, now = self.watch, time.monotonic()
+        if watch.mode is Mode.STOPPED and (why := watch.reset(now)):
+            return why
+        return "" if watch.mode in (Mode.ARMED, Mode.DEGRADED) else watch.arm(now)
+
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Lay out the next episode: the arm at its start pose, at rest, the filter reset."""
         if not self.running:
             response.message = "robot_node is not active"
             return response
         with self.latency.time("reset"):
+            if self.watch.mode is Mode.STOPPED and not self.config.arm_at_reset:
+                cause = self.watch.supervisor.cause
+                response.message = f"STOPPED by {cause.code if cause else '?'}: reset and arm first"
+                return response
             if not self.robot.lifecycle.active:
                 self.robot.activate()  # after a control loop that was stopped by an error
             self.seed += 1
             self.episode += 1
             self.task.reset(self.seed)
             state = self.loop.reset()
+            if self.config.arm_at_reset and (why := self._arm_placed()):
+                response.message = why
+                return response
         self.progress.reset()
         self._began = state.stamp
         self._reward = self._cost = 0.0
