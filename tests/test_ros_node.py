@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +19,12 @@ from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
-from rclpy.signals import SignalHandlerOptions  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 
 from safe_o2o.errors import ConfigError  # noqa: E402
 from safe_o2o.runtime.process_group import PARENT_VARIABLE, free_domain  # noqa: E402
 from safe_o2o_ros.parameters import setting  # noqa: E402
+from tests.ros_world import World, make_world  # noqa: E402, F401
 
 pytestmark = pytest.mark.ros
 
@@ -55,45 +53,6 @@ class Fragile(node_module.GuardedNode):
     def on_start(self) -> None:
         if self.broken == "start":
             raise ValueError("no camera")
-
-
-@dataclass
-class World:
-    context: rclpy.Context
-    executor: object
-    client_node: object
-
-    def until(self, condition: Callable[[], bool], timeout: float = 15.0) -> None:
-        deadline = time.monotonic() + timeout
-        while not condition():
-            assert time.monotonic() < deadline, "timed out"
-            self.executor.spin_once(timeout_sec=0.05)
-
-    def call(self, kind, name: str, request):
-        client = self.client_node.create_client(kind, name)
-        self.until(client.service_is_ready)
-        future = client.call_async(request)
-        self.until(future.done)
-        return future.result()
-
-
-@pytest.fixture
-def world(monkeypatch, tmp_path) -> Iterator[World]:
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "log"))
-    with free_domain() as domain:
-        context = rclpy.Context()
-        rclpy.init(
-            context=context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO
-        )
-        executor = node_module.make_executor(context)
-        client_node = rclpy.create_node("client", context=context)
-        executor.add_node(client_node)
-        yield World(context, executor, client_node)
-        for node in list(executor.get_nodes()):
-            node.destroy_node()
-        executor.shutdown()
-        rclpy.try_shutdown(context=context)
 
 
 def change(world: World, transition: int) -> bool:

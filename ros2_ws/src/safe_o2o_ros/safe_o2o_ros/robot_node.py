@@ -91,8 +91,8 @@ class RobotNode(GuardedNode):
     Subscribes to `proposals`; publishes state, status and scene.
     """
 
-    def __init__(self) -> None:
-        super().__init__("robot_node", RobotNodeConfig)
+    def __init__(self, **options: Any) -> None:
+        super().__init__("robot_node", RobotNodeConfig, **options)
         self.episode = -1
         self.seed = self.config.first_seed - 1
         self.in_episode = False

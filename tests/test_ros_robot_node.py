@@ -1,0 +1,129 @@
+"""The robot node's supervisor over ROS: services, what a lost policy does, what diagnostics say."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy", reason="ROS 2 is not installed (pip install 'safe_o2o[ros]')")
+robot_node = pytest.importorskip(
+    "safe_o2o_ros.robot_node", reason="pip install ./ros2_ws/src/safe_o2o_ros"
+)
+pytest.importorskip("pybullet", reason="needs the simulator (pip install pybullet)")
+from rclpy.parameter import Parameter  # noqa: E402
+from std_srvs.srv import Trigger  # noqa: E402
+from trajectory_msgs.msg import JointTrajectory  # noqa: E402
+
+from safe_o2o.safety.supervisor import Mode  # noqa: E402
+from safe_o2o.types import Proposal  # noqa: E402
+from safe_o2o_ros import qos  # noqa: E402
+from safe_o2o_ros.conversions import proposal_to_msg  # noqa: E402
+from tests.ros_world import World, make_world  # noqa: E402, F401
+
+pytestmark = pytest.mark.ros
+
+
+class Bench:
+    """A robot node in this process, and a policy that only wiggles one joint."""
+
+    def __init__(self, world: World, **parameters: object) -> None:
+        self.world = world
+        self.node = robot_node.RobotNode(
+            context=world.context,
+            parameter_overrides=[
+                Parameter(name, value=value) for name, value in parameters.items()
+            ],
+        )
+        world.executor.add_node(self.node)
+        self.node.autostart()
+        self.policy = world.client_node.create_publisher(JointTrajectory, "proposals", qos.COMMAND)
+        self.sent = 0
+
+    def until(self, condition: Callable[[], bool], timeout: float = 20.0) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, self.node.health()
+            self.node.step(self.world.executor)
+
+    def call(self, name: str) -> Trigger.Response:
+        client = self.world.client_node.create_client(Trigger, f"robot_node/{name}")
+        self.until(client.service_is_ready)
+        future = client.call_async(Trigger.Request())
+        self.until(future.done)
+        return future.result()
+
+    def propose(self) -> None:
+        state = self.node.robot.read()
+        q = state.q_command + np.array([2e-3, 0, 0, 0, 0, 0, 0])
+        names = self.node.robot.joint_names
+        self.policy.publish(proposal_to_msg(Proposal(q[None], 0.05, state.stamp, names)))
+        self.sent += 1
+
+    def drive(self, seconds: float) -> None:
+        """A policy at 20 Hz."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.propose()
+            due = time.monotonic() + 0.05
+            self.until(lambda: time.monotonic() >= due)  # noqa: B023
+
+    @property
+    def mode(self) -> Mode:
+        return self.node.watch.mode
+
+
+def test_nothing_moves_before_a_person_arms_and_after_a_stop_until_reset_and_arm(world) -> None:
+    bench = Bench(world, command_degrade=0.5, command_latch=2.0)
+    bench.until(lambda: world.client_node.count_subscribers("proposals") > 0)
+    assert bench.call("reset_episode").success
+    start = bench.node.robot.read().q_command
+    bench.drive(0.3)
+    assert bench.mode is Mode.DISARMED
+    np.testing.assert_array_equal(bench.node.robot.read().q_command, start)
+    assert bench.call("arm").message == "ARMED"
+    bench.drive(0.5)
+    assert bench.node.robot.read().q_command[0] > start[0] + 2e-3
+    assert bench.call("stop").success and bench.mode is Mode.STOPPED
+    bench.drive(0.5)
+    stood = bench.node.robot.read().q_command
+    bench.drive(0.3)
+    np.testing.assert_array_equal(bench.node.robot.read().q_command, stood)
+    assert "reset first" in bench.call("arm").message
+    refused = bench.call("reset_episode")
+    assert not refused.success and "operator" in refused.message
+    level, text, values = bench.node.health()
+    assert level == robot_node.ERROR and "operator" in text and values["mode"] == "STOPPED"
+    assert bench.call("reset").message == "DISARMED"
+    assert bench.call("arm").success
+    bench.drive(0.3)
+    assert (bench.node.robot.read().q_command != stood).any()
+
+
+def test_a_silent_policy_latches_a_stop_and_shadow_mode_only_watches(world) -> None:
+    bench = Bench(world, command_degrade=0.2, command_latch=0.6)
+    assert bench.call("reset_episode").success
+    assert bench.call("shadow").message == "SHADOW"
+    start = bench.node.robot.read().q_command
+    bench.drive(0.5)
+    np.testing.assert_array_equal(bench.node.robot.read().q_command, start)
+    assert bench.node.watch.shadow_report.report()["proposed"] > 10
+    assert bench.call("arm").success
+    bench.drive(0.3)
+    bench.until(lambda: bench.mode is Mode.STOPPED)
+    cause = bench.node.watch.supervisor.cause
+    assert cause is not None and cause.code == "lost_command"
+
+
+def test_a_simulated_arm_may_be_armed_by_its_episodes(world) -> None:
+    bench = Bench(world, arm_at_reset=True)
+    for _ in range(2):
+        answer = bench.call("reset_episode")
+        assert answer.success and bench.mode is Mode.ARMED, answer.message
+        bench.drive(0.2)
+        bench.call("stop")
+        assert bench.mode is Mode.STOPPED
+    assert json.loads(bench.call("reset_episode").message)["episode"] == 2
