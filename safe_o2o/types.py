@@ -106,6 +106,7 @@ class Decision:
         rate: policy time per time in this tick; below 1 the arm is slower than proposed.
         stop_ticks: control ticks to a standstill, were the stored stop played from here.
         tried: motions that were checked in this tick.
+        deflected: whether the arm left the path that was proposed to go round something.
     """
 
     command: CertifiedCommand
@@ -115,6 +116,7 @@ class Decision:
     rate: float = 1.0
     stop_ticks: int = 0
     tried: int = 0
+    deflected: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,54 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-import pinocchio
-import yaml
 
 from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.types import Array, Proposal, RobotState
+from tests.judge import DT, Judge
 
-SAFETY = Path(__file__).parents[1] / "safe_o2o" / "safety"
 BOX = ((0.30, -0.26, 0.01), (0.70, 0.26, 0.28))
 HOME = np.array([0.0, 0.06, 0.0, -2.35, 0.0, 2.41, 0.785])
-DT = 0.01
-
-
-class Judge:
-    """Recomputes everything from the maker's numbers: its own limits, its own kinematics."""
-
-    def __init__(self) -> None:
-        raw = yaml.safe_load((SAFETY / "robot_limits" / "panda.yaml").read_text())
-        keys = ("position_low", "position_high", "velocity", "acceleration")
-        self.low, self.high, self.velocity, self.acceleration = (np.array(raw[k]) for k in keys)
-        self.names = tuple(raw["joint_names"])
-        self.model = pinocchio.buildModelFromUrdf(str(SAFETY / "robot_models" / "panda.urdf"))
-        self.data = self.model.createData()
-        self.tool = self.model.getFrameId("panda_hand_tcp")
-        self.elbow = self.model.getFrameId("panda_link4")
-
-    def violations(self, before: Array, v: Array, q: Array) -> list[str]:
-        """What is wrong with the command q after `before` at velocity v."""
-        w, found = (q - before) / DT, []
-        if not np.isfinite(q).all():
-            return ["not finite"]
-        if (q < self.low - 1e-9).any() or (q > self.high + 1e-9).any():
-            found.append("position")
-        if (np.abs(w) > self.velocity * (1 + 1e-6)).any():
-            found.append("velocity")
-        if (np.abs(w - v) > self.acceleration * DT * (1 + 1e-6)).any():
-            found.append("acceleration")
-        for share in (0.25, 0.5, 0.75, 1.0):  # between the ticks too
-            pinocchio.forwardKinematics(self.model, self.data, before + share * (q - before))
-            tool = pinocchio.updateFramePlacement(self.model, self.data, self.tool).translation
-            elbow = pinocchio.updateFramePlacement(self.model, self.data, self.elbow).translation
-            if (tool < np.array(BOX[0]) - 1e-6).any() or (tool > np.array(BOX[1]) + 1e-6).any():
-                found.append("workspace")
-            if elbow[2] < -1e-6:
-                found.append("elbow")
-        return found
 
 
 @dataclass
@@ -69,7 +30,7 @@ class Tally:
 
 def wild_run(ticks: int, seed: int) -> Tally:
     """Drive the filter with garbage, jitter and noise; judge every command it returns."""
-    generator, judge, tally = np.random.default_rng(seed), Judge(), Tally()
+    generator, judge, tally = np.random.default_rng(seed), Judge("panda", BOX), Tally()
     filter_ = SafetyFilter.for_robot("panda", workspace=BOX, tool_speed=None, period=DT)
     q, v, now = HOME.copy(), np.zeros(7), 0.0
     filter_.reset(RobotState(q, v, q, now))
@@ -92,7 +53,7 @@ def wild_run(ticks: int, seed: int) -> Tally:
 
 def bang_run(ticks: int, seed: int) -> Tally:
     """Drive the arm as fast as it goes from wall to wall: far targets, new ones at odd times."""
-    generator, judge, tally = np.random.default_rng(seed), Judge(), Tally()
+    generator, judge, tally = np.random.default_rng(seed), Judge("panda", BOX), Tally()
     filter_ = SafetyFilter.for_robot("panda", workspace=BOX, tool_speed=None, period=DT)
     q, v, now, left = HOME.copy(), np.zeros(7), 0.0, 0
     filter_.reset(RobotState(q, v, q, now))

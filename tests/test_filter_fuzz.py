@@ -15,10 +15,11 @@ from hypothesis.extra import numpy as hnp
 
 from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.types import Decision, Proposal, RobotState, Verdict
-from tests.invariance import BOX, DT, HOME, Judge, bang_run, wild_run
+from tests.invariance import BOX, HOME, bang_run, wild_run
+from tests.judge import DT, Judge
 
 ROOT = Path(__file__).parents[1]
-JUDGE = Judge()
+JUDGE = Judge("panda", BOX)
 numbers = st.floats(allow_nan=True, allow_infinity=True, width=64)
 shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=8)
 arrays = hnp.arrays(np.float64, shapes, elements=numbers)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -335,7 +335,7 @@ class SafetyFilter:
                 # Never back to the old path: what is left of the targets is planned from here.
                 self._lead, self._held_for = path.lead_to_next, path.late
                 self._path = None
-                return decision
+                return replace(decision, deflected=True)
         return None
 
     def _paths(self) -> list[JointPath]:
