@@ -94,8 +94,9 @@ class Judge:
             pinocchio.framesForwardKinematics(self.model, self.data, q)
             frames = self.data.oMf
             placed = [frames[frame] for frame in self.frames]
-            turned.append([frame.rotation for frame in placed])
-            moved.append([frame.translation for frame in placed])
+            # Copies: what Pinocchio hands out changes with the next pose.
+            turned.append(np.array([frame.rotation for frame in placed]))
+            moved.append(np.array([frame.translation for frame in placed]))
             tool.append(frames[self.tool].translation.copy())
             elbow.append(frames[self.elbow].translation.copy())
         turn = np.array(turned)[:, self.frame_of]
