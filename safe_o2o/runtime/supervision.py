@@ -35,6 +35,8 @@ class SupervisionConfig:
         stall: tolerances of tracking; its period is the loop's.
         first_command: bands of the first target after a stop.
         ramp_speed: how fast a first target in the ramp band is approached, rad/s.
+        max_future: how far a proposal's stamp may lie ahead of the reading's, s. Farther is a stamp
+            of another clock: the reading's own stands in for it.
         supervisor: its times.
 
     Raises:
@@ -47,11 +49,14 @@ class SupervisionConfig:
     stall: StallConfig = field(default_factory=StallConfig)
     first_command: FirstCommandConfig = field(default_factory=FirstCommandConfig)
     ramp_speed: float = 0.2
+    max_future: float = 0.05
     supervisor: SupervisorConfig = field(default_factory=SupervisorConfig)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.ramp_speed < np.inf:
             raise ConfigError(f"must be positive, got {self.ramp_speed}", where="ramp_speed")
+        if not 0.0 <= self.max_future < np.inf:
+            raise ConfigError(f"must not be negative, got {self.max_future}", where="max_future")
 
 
 class Supervision:
@@ -113,6 +118,8 @@ class Supervision:
 
         Needs a tick in DISARMED or SHADOW before it: nobody arms what was not read.
         """
+        if not now <= self._end + self.config.command.degrade:
+            self.idle()  # whoever proposed before a stop is expected again from its next proposal
         if self.mode is Mode.SHADOW and self._state is not None:
             self._resync(self._state)
             self.supervisor.resynced(now)
@@ -126,9 +133,15 @@ class Supervision:
         """Any mode but STOPPED -> DISARMED, once the arm stands; `""`, or why not."""
         return self.supervisor.disarm(now)
 
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Codes that watchdogs, monitor and guards found in the newest tick."""
+        return tuple(self._faults)
+
     def idle(self) -> None:
         """Nobody is expected to propose: an episode is over, the policy was sent home."""
         self._newest: Proposal | None = None
+        self._given: Proposal | None = None  # the same with a stamp of this clock
         self._end = 0.0  # of the newest proposal on the monotonic clock, s
         self._dropped: Proposal | None = None
         self._slow: tuple[Proposal, Proposal] | None = (
@@ -171,15 +184,19 @@ class Supervision:
         new = proposal is not None and proposal is not self._newest
         if new and proposal is not None:
             self._newest, self._end = proposal, now + _length(proposal)
+            self._given = self._restamped(proposal, state)
         self._faults = self._look(state, now)
+        if proposal is not None and self._given is not proposal:
+            self._faults.append("stamp_future")
+        given = None if proposal is None else self._given
         if shadow:
-            return self._pretend(state, new), proposal
+            return self._pretend(state, new), given
         self._pretended = None
-        if proposal is None or proposal is self._dropped or not supervisor.may_move:
+        if given is None or proposal is self._dropped or not supervisor.may_move:
             return state, None
         if any(kind(code) >= Kind.SOFT for code in self._faults):
             return state, None
-        return state, self._first(proposal, state, now)
+        return state, self._first(given, state, now)
 
     def after(
         self, decision: Decision, proposal: Proposal | None, now: float, seconds: float
@@ -212,7 +229,7 @@ class Supervision:
         """Codes of watchdogs and monitor."""
         moving, limits = self.supervisor.may_write, self.config.command
         found, self.detail = self.watchdog.check(now, armed=moving), ""
-        if self._newest is not None:
+        if self._newest is not None and (moving or self.mode is Mode.SHADOW):
             late = now - self._end
             if not late <= limits.degrade:
                 found.append("stale_command" if late <= limits.latch else "lost_command")
@@ -220,6 +237,15 @@ class Supervision:
             found += self.stall.update(state.q_command, state.q)
             self.detail = self.stall.detail
         return found
+
+    def _restamped(self, proposal: Proposal, state: RobotState) -> Proposal:
+        """A proposal from the future rests on what is known now, for all that anybody can tell."""
+        try:
+            ahead = float(proposal.stamp) - state.stamp
+        except (TypeError, ValueError):
+            return proposal
+        future = self.config.max_future < ahead < np.inf
+        return replace(proposal, stamp=state.stamp) if future else proposal
 
     def _first(self, proposal: Proposal, state: RobotState, now: float) -> Proposal | None:
         """The proposal, a slow way to its first target, or None, by the band that it lies in."""

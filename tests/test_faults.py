@@ -1,0 +1,16 @@
+"""Every row of the fault matrix, on the mock and on the twin."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fault_rows import ROWS, Row
+from tests.rig import Body
+
+
+@pytest.mark.parametrize("body", ["mock", "twin"])
+@pytest.mark.parametrize("row", ROWS, ids=[row.run.__name__ for row in ROWS])
+def test_a_fault_has_the_expected_reaction_within_its_bound(row: Row, body: Body) -> None:
+    if body == "twin":
+        pytest.importorskip("pybullet", reason="needs the simulator (pip install pybullet)")
+    assert row.run(body)
