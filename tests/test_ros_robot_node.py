@@ -15,6 +15,7 @@ robot_node = pytest.importorskip(
 )
 pytest.importorskip("pybullet", reason="needs the simulator (pip install pybullet)")
 from rclpy.parameter import Parameter  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
@@ -22,6 +23,7 @@ from safe_o2o.safety.supervisor import Mode  # noqa: E402
 from safe_o2o.types import Proposal  # noqa: E402
 from safe_o2o_ros import qos  # noqa: E402
 from safe_o2o_ros.conversions import proposal_to_msg  # noqa: E402
+from safe_o2o_ros.node import ERROR  # noqa: E402
 from tests.ros_world import World, make_world  # noqa: E402, F401
 
 pytestmark = pytest.mark.ros
@@ -96,7 +98,7 @@ def test_nothing_moves_before_a_person_arms_and_after_a_stop_until_reset_and_arm
     refused = bench.call("reset_episode")
     assert not refused.success and "operator" in refused.message
     level, text, values = bench.node.health()
-    assert level == robot_node.ERROR and "operator" in text and values["mode"] == "STOPPED"
+    assert level == ERROR and "operator" in text and values["mode"] == "STOPPED"
     assert bench.call("reset").message == "DISARMED"
     assert bench.call("arm").success
     bench.drive(0.3)
@@ -127,3 +129,27 @@ def test_a_simulated_arm_may_be_armed_by_its_episodes(world) -> None:
         bench.call("stop")
         assert bench.mode is Mode.STOPPED
     assert json.loads(bench.call("reset_episode").message)["episode"] == 2
+
+
+def test_a_frozen_camera_latches_a_stop(world) -> None:
+    bench = Bench(world, image_topics=["wrist/image"], image_degrade=0.3, image_latch=0.8)
+    camera = world.client_node.create_publisher(Image, "wrist/image", qos.STREAM)
+    bench.until(lambda: camera.get_subscription_count() > 0)
+    shot, frozen = 0, False
+
+    def show() -> None:
+        nonlocal shot
+        shot += not frozen
+        camera.publish(Image(height=2, width=2, encoding="rgb8", step=6, data=bytes([shot] * 12)))
+
+    timer = world.client_node.create_timer(1 / 30, show)
+    assert bench.call("reset_episode").success
+    bench.until(lambda: bench.call("arm").success)
+    due = time.monotonic() + 0.5
+    bench.until(lambda: time.monotonic() > due)
+    assert bench.mode is Mode.ARMED
+    frozen = True
+    bench.until(lambda: bench.mode is Mode.STOPPED)
+    timer.cancel()
+    cause = bench.node.watch.supervisor.cause
+    assert cause is not None and cause.code == "lost_image:wrist/image"

@@ -8,16 +8,23 @@ the code.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
 from safe_o2o.config import from_json
 from safe_o2o.errors import ConfigError
 
 T = TypeVar("T")
+_ARRAYS = {
+    bool: Parameter.Type.BOOL_ARRAY,
+    int: Parameter.Type.INTEGER_ARRAY,
+    float: Parameter.Type.DOUBLE_ARRAY,
+    str: Parameter.Type.STRING_ARRAY,
+}
 
 
 def declare_config(node: Node, config_cls: type[T]) -> T:
@@ -32,8 +39,12 @@ def declare_config(node: Node, config_cls: type[T]) -> T:
         ConfigError: an override has the wrong type (a YAML `50` for a float) or is out of range.
     """
     values: dict[str, Any] = {}
+    hints = get_type_hints(config_cls)
     for field in dataclasses.fields(config_cls):  # type: ignore[arg-type]
         default = field.default
+        if default == ():
+            # An empty list says nothing about its type; the field does, and stays empty unless set.
+            default = _ARRAYS[get_args(hints[field.name])[0]]
         default = list(default) if isinstance(default, tuple) else default
         descriptor = ParameterDescriptor(
             description=field.metadata.get("doc", field.name), read_only=True
@@ -42,7 +53,8 @@ def declare_config(node: Node, config_cls: type[T]) -> T:
             parameter = node.declare_parameter(field.name, default, descriptor)
         except InvalidParameterTypeException as error:
             raise ConfigError(str(error), where=f"{node.get_name()}.{field.name}") from error
-        values[field.name] = parameter.value
+        unset = parameter.type_ == Parameter.Type.NOT_SET
+        values[field.name] = [] if unset else parameter.value
     return from_json(config_cls, values, where=node.get_name())
 
 

@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,24 +34,23 @@ from safe_o2o.runtime.supervision import Supervision, SupervisionConfig
 from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.safety.first_command import FirstCommandConfig
 from safe_o2o.safety.supervisor import Mode
-from safe_o2o.safety.watchdog import COMMAND, JOINT_STATE, SourceLimits
+from safe_o2o.safety.watchdog import COMMAND, IMAGE, JOINT_STATE, SourceLimits
 from safe_o2o.types import RobotState, Verdict
 from safe_o2o_ros import qos
 from safe_o2o_ros.conversions import (
-    PolicyOutput,
     Scene,
     TaskDescription,
     TaskStatus,
     joint_state_to_msg,
     key_of,
     proposal_from_msg,
-    record_from_msg,
     record_to_msg,
     record_to_text,
 )
-from safe_o2o_ros.node import ERROR, OK, WARN, GuardedNode, Health, run_node
+from safe_o2o_ros.node import OK, WARN, GuardedNode, Health, run_node
 from safe_o2o_ros.parameters import setting
 from safe_o2o_ros.progress import ProposalProgress
+from safe_o2o_ros.supervising import Supervising
 
 BEHIND = 5
 """Ticks that the loop may be behind before it gives up catching up: a burst of ticks after a stall
@@ -73,6 +72,11 @@ class RobotNodeConfig:
     command_latch: float = setting(COMMAND.latch, "wait after which the policy counts as lost, s")
     state_degrade: float = setting(JOINT_STATE.degrade, "oldest reading of the arm that is fine, s")
     state_latch: float = setting(JOINT_STATE.latch, "oldest reading that is only late, s")
+    image_topics: tuple[str, ...] = setting(
+        (), "cameras to watch: one that is late, silent or frozen stops the arm"
+    )
+    image_degrade: float = setting(IMAGE.degrade, "oldest picture that is fine, s")
+    image_latch: float = setting(IMAGE.latch, "oldest picture that is only late, s")
     first_pass: float = setting(0.1, "first target after a stop: nearer than this passes, rad")
     first_ramp: float = setting(0.5, "nearer than this is approached slowly, rad; else refused")
     arm_at_reset: bool = setting(
@@ -126,6 +130,12 @@ class RobotNode(GuardedNode):
             SupervisionConfig(
                 command=SourceLimits(config.command_degrade, config.command_latch),
                 joint_state=SourceLimits(config.state_degrade, config.state_latch),
+                sources={
+                    f"image:{topic}": SourceLimits(
+                        config.image_degrade, config.image_latch, sees_frozen=True
+                    )
+                    for topic in config.image_topics
+                },
                 first_command=FirstCommandConfig(config.first_pass, config.first_ramp),
             ),
         )
@@ -144,13 +154,8 @@ class RobotNode(GuardedNode):
         self.create_subscription(
             JointTrajectory, "proposals", self.guarded(self._on_proposal), qos.COMMAND
         )
-        self.create_subscription(
-            DiagnosticArray, "policy_output", self.guarded(self._on_output), qos.LOGGED
-        )
         self.create_service(Trigger, "~/reset_episode", self.guarded(self._on_reset))
-        for name in ("arm", "disarm", "stop", "reset", "shadow"):
-            self.create_service(Trigger, f"~/{name}", self.guarded(self._answer(name)))
-        self.create_timer(0.2, self.guarded(self._look_for_policy), clock=self.steady)
+        self.supervising = Supervising(self, self.watch, self.config.image_topics)
         self._descriptions.publish(
             record_to_text(
                 TaskDescription(
@@ -193,13 +198,10 @@ class RobotNode(GuardedNode):
             "passed/corrected/stopped": "/".join(str(counts[verdict]) for verdict in Verdict),
             "held": self.progress.held,
         }
-        supervisor = self.watch.supervisor
-        values["mode"] = supervisor.mode.name
-        if supervisor.cause is not None:
-            values["last cause"] = f"{supervisor.cause.code} {supervisor.cause.detail}".strip()
-        if supervisor.mode in (Mode.STOPPED, Mode.DEGRADED):
-            level = ERROR if supervisor.mode is Mode.STOPPED else WARN
-            return level, f"{supervisor.mode.name}: {values['last cause']}", values
+        level, text, found = self.supervising.health()
+        values |= found
+        if text:
+            return level, text, values
         if self.running and self.in_episode and self.real_speed < 0.9 * self.config.speed:
             return WARN, f"runs at {self.real_speed:.2f} instead of {self.config.speed}", values
         return OK, "in an episode" if self.in_episode else "waits for a reset", values
@@ -311,34 +313,6 @@ class RobotNode(GuardedNode):
             return  # of an episode that is over
         self._answered_at = self._asked.get(key_of(proposal.stamp))
         self.progress.accept(proposal)
-
-    def _on_output(self, msg: DiagnosticArray) -> None:
-        """After an episode's end nobody waits for the policy's next proposal."""
-        if record_from_msg(PolicyOutput, msg).event == "end":
-            self.watch.idle()
-
-    def _look_for_policy(self) -> None:
-        """A policy that went away is not waited for."""
-        if self.running and self.watch.expects and not self.count_publishers("proposals"):
-            self.watch.gone("command", time.monotonic(), "nobody publishes proposals any more")
-
-    def _answer(self, name: str) -> Callable[[Trigger.Request, Trigger.Response], Trigger.Response]:
-        """The service of one of the supervisor's requests."""
-
-        def answer(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-            if self.robot is None:
-                response.message = "robot_node is not configured"
-                return response
-            now = time.monotonic()
-            if name == "stop":
-                response.message = self.watch.stop("operator", now)
-            else:
-                response.message = getattr(self.watch, name)(now)
-            response.success = not response.message
-            response.message = response.message or self.watch.mode.name
-            return response
-
-        return answer
 
     def _arm_placed(self) -> str:
         """Make a simulated arm, which was just put to rest, ready to move; `""` or why not."""
