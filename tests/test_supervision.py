@@ -156,3 +156,29 @@ def test_an_error_in_the_loop_latches_a_stop(monkeypatch: pytest.MonkeyPatch) ->
     assert rig.watch.mode is Mode.STOPPED
     assert rig.watch.supervisor.cause is not None
     assert rig.watch.supervisor.cause.code == "exception:OSError"
+
+
+def test_between_two_episodes_the_last_proposal_is_nothing_anybody_waits_for() -> None:
+    rig = Rig().armed()
+    rig.drive(20)
+    rig.watch.idle()
+    rig.silent(200)  # the owner of the loop still hands in the old one
+    assert rig.mode is Mode.ARMED
+    rig.drive(20)
+    assert rig.mode is Mode.ARMED and rig.written[-1][0] > rig.written[19][0]
+
+
+def test_an_arm_that_was_placed_is_ready_whatever_it_was_doing() -> None:
+    rig = Rig().armed()
+    rig.drive(20)
+    rig.silent(20)
+    assert rig.mode is Mode.DEGRADED
+    rig.robot.teleport(HOME)
+    rig.loop.reset()
+    assert rig.mode is Mode.ARMED
+    rig.drive(20)
+    rig.watch.stop("operator", rig.now)
+    rig.robot.teleport(HOME)
+    rig.loop.reset()
+    assert rig.mode is Mode.STOPPED and rig.watch.reset(rig.now) == ""
+    assert rig.watch.arm(rig.now) == ""

@@ -79,6 +79,9 @@ INPUTS: dict[str, Callable[[Supervisor], str]] = {
     "reset": lambda s: s.reset(0.1),
     "stop": lambda s: s.stop("user", 0.1),
     "resynced": lambda s: s.resynced(0.1),
+    "placed": lambda s: s.placed(0.1),
+    "placed, arm": then(lambda s: s.placed(0.1), lambda s: s.arm(0.1)),
+    "placed, reset": then(lambda s: s.placed(0.1), lambda s: s.reset(0.1)),
     "shadow at nan": lambda s: s.shadow(NAN),
     "arm at nan": lambda s: s.arm(NAN),
     "disarm at nan": lambda s: s.disarm(NAN),
@@ -131,6 +134,9 @@ disarm             D D  D D  D a  D g  x  x
 reset              d d  s s  a a  g g  x  D
 stop               X X  X X  X X  X X  X  X
 resynced           D D  S S  a a  g g  x  X
+placed             D D  S S  A A  A A  X  X
+placed, arm        A A  A A  a a  a a  x  x
+placed, reset      d d  s s  a a  a a  D  D
 shadow at nan      d d  S S  a a  g g  x  x
 arm at nan         d d  s s  a a  g g  x  x
 disarm at nan      D D  D D  D a  D g  x  x
@@ -193,7 +199,7 @@ def test_every_state_and_every_input(name: str, state: str, letter: str) -> None
     elif sup.mode is Mode.STOPPED:
         # Only what was moved has a stop to play, and only until it stands.
         assert sup.may_write == (before in (Mode.ARMED, Mode.DEGRADED) or state == "X~") or (
-            name == "at rest twice" and not sup.may_write
+            name in ("at rest twice", "placed", "placed, arm") and not sup.may_write
         )
     else:
         assert sup.may_write
@@ -291,7 +297,9 @@ names = st.sampled_from([*CODES, "brand_new", "stale_command", "lost_image:wrist
 times = st.one_of(st.floats(0.0, 0.3), st.sampled_from([NAN, math.inf, -math.inf, -1.0]))
 usual = st.sampled_from(["rest", "rest", "reset", "resynced", "arm", "tick"])
 steps = st.tuples(
-    st.one_of(usual, st.sampled_from(["shadow", "disarm", "stop", "rest", "tick", "moving"])),
+    st.one_of(
+        usual, st.sampled_from(["shadow", "disarm", "stop", "rest", "tick", "moving", "placed"])
+    ),
     st.one_of(st.floats(0.0, 0.1), times),
     st.one_of(st.just([]), st.lists(names, max_size=3)),
 )
@@ -327,6 +335,8 @@ def test_random_sequences_never_arm_by_themselves(sequence: list[tuple[str, floa
             asked = ["stop"]
         elif answer == "" and name in ("reset", "arm", "resynced"):
             asked.append(name)
+        elif name == "placed" and before not in (Mode.ARMED, Mode.DEGRADED):
+            asked.append("resynced")
         if sup.mode is Mode.ARMED and before is not Mode.ARMED:
             assert "arm" in asked and "resynced" in asked
             if asked[0] == "stop":

@@ -91,6 +91,10 @@ class Supervision:
         """One line about what the newest tick found, `""` without."""
         self._faults: list[str] = []
         self._state: RobotState | None = None  # the newest reading
+        self._newest: Proposal | None = None
+        self._given: Proposal | None = None  # the newest with a stamp of this clock
+        self._end = 0.0  # of the newest proposal on the monotonic clock, s
+        self._dropped: Proposal | None = None
         self._pretended: RobotState | None = None  # of the arm that shadow mode moves
         self.idle()
 
@@ -140,10 +144,9 @@ class Supervision:
 
     def idle(self) -> None:
         """Nobody is expected to propose: an episode is over, the policy was sent home."""
-        self._newest: Proposal | None = None
-        self._given: Proposal | None = None  # the same with a stamp of this clock
-        self._end = 0.0  # of the newest proposal on the monotonic clock, s
-        self._dropped: Proposal | None = None
+        self._dropped = self._newest or self._dropped  # it may still be handed in
+        self._newest = self._given = None
+        self._end = 0.0
         self._slow: tuple[Proposal, Proposal] | None = (
             None  # a far first one, what stands in for it
         )
@@ -175,6 +178,8 @@ class Supervision:
         """
         supervisor, before = self.supervisor, self._state
         self._state = state
+        if proposal is self._dropped:
+            proposal = None
         if before is None or state.stamp != before.stamp:
             self.watchdog.feed("joint_state", now)
         shadow = supervisor.mode is Mode.SHADOW
@@ -192,7 +197,7 @@ class Supervision:
         if shadow:
             return self._pretend(state, new), given
         self._pretended = None
-        if given is None or proposal is self._dropped or not supervisor.may_move:
+        if given is None or not supervisor.may_move:
             return state, None
         if any(kind(code) >= Kind.SOFT for code in self._faults):
             return state, None

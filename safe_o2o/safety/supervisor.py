@@ -167,16 +167,19 @@ class Supervisor:
         self._resync = now
         return ""
 
-    def placed(self, now: float) -> None:
-        """A simulated arm was put to rest somewhere: no stop is being played any more.
+    def placed(self, now: float) -> str:
+        """A simulated arm was put to rest somewhere: what it was doing, a stop say, is over.
 
-        Nobody may call this for an arm that could move.
+        Never for a real arm. What is latched stays latched.
         """
         self._resting, self._playing, self.present = True, 0, ()
         if self.first_command is not None:
             self.first_command.restart()
-        if _finite(now) and self.mode not in (Mode.ARMED, Mode.DEGRADED):
+        if self.mode is Mode.DEGRADED:
+            self._go(Mode.ARMED, "placed", now)
+        elif _finite(now) and self.mode is not Mode.ARMED:
             self._resync = now
+        return ""
 
     def arm(self, now: float, faults: Sequence[str] = ()) -> str:
         """DISARMED or SHADOW -> ARMED, after a resync and with nothing wrong.

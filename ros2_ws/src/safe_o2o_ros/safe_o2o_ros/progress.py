@@ -27,6 +27,9 @@ class ProposalProgress:
     def reset(self) -> None:
         """A new episode: nothing in progress, all counts at zero, ready after the next tick."""
         self.proposal: Proposal | None = None
+        self.offered: Proposal | None = None
+        """What the filter is to move along: None once it is used up and the arm stands, so that
+        waiting for a slow policy is no stale proposal."""
         self.finished_stamp = -1.0
         self.counts = dict.fromkeys(Verdict, 0)
         self.held = 0
@@ -51,12 +54,14 @@ class ProposalProgress:
 
     def accept(self, proposal: Proposal) -> None:
         """Take a new proposal; one in progress is replaced from the next tick on."""
-        self.proposal, self._held_in_a_row = proposal, 0
+        self.proposal, self.offered, self._held_in_a_row = proposal, proposal, 0
         self._left = max(1, round(len(proposal.q) * proposal.period / self.period))
 
     def after_tick(self, decision: Decision) -> bool:
         """Count one tick; True when the robot is ready for a decision at the next reading."""
         if self._left == 0:
+            if decision.stop_ticks == 0:
+                self.offered = None
             self.held += 1
             self._held_in_a_row += 1
             self._idle += 1

@@ -227,7 +227,7 @@ class RobotNode(GuardedNode):
     def _tick(self, now: float) -> None:
         """One control period. A failure stops the arm, and the episode with it."""
         self._schedule(now)
-        proposal = self.progress.proposal
+        proposal = self.progress.offered
         try:
             decision = self.loop.tick(proposal)
         except Exception as error:
