@@ -23,6 +23,7 @@ ACTIONS = {
     "hash": "the dataset's content hash: same seeds, same hash",
     "verify": "read everything and compare with the stored hashes",
     "stats": "mean, spread and range of each vector, as the normaliser sees them",
+    "replay": "what the filter of an arm's limits would have passed, slowed or stopped, and why",
 }
 
 
@@ -50,6 +51,11 @@ def main(argv: Sequence[str]) -> None:
     action = argv[0]
     if action not in ACTIONS:
         raise UnknownNameError("action", action, ACTIONS)
+    if action == "replay":
+        from safe_o2o.cli import data_replay
+
+        data_replay.main(argv[1:])
+        return
     arguments = parse(Arguments, argv[1:], verb=f"data {action}")
     run = {"info": info, "hash": content_hash, "verify": verify, "stats": stats}[action]
     run(arguments)

@@ -17,6 +17,7 @@ from safe_o2o.types import Array
 
 POSTURES: dict[str, tuple[float, ...]] = dict(
     panda=(0.0, 0.06, 0.0, -2.35, 0.0, 2.41, 0.785),
+    fr3=(0.0, 0.06, 0.0, -2.35, 0.0, 2.41, 0.785),
 )
 """Where an arm rests, rad: elbow up, tool pointing down over the middle of its table."""
 
