@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,15 +16,18 @@ robot_node = pytest.importorskip(
 )
 pytest.importorskip("pybullet", reason="needs the simulator (pip install pybullet)")
 from rclpy.parameter import Parameter  # noqa: E402
-from sensor_msgs.msg import Image  # noqa: E402
+from sensor_msgs.msg import Image, PointCloud2  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
+from safe_o2o.errors import ConfigError  # noqa: E402
+from safe_o2o.safety.obstacle import Obstacle  # noqa: E402
 from safe_o2o.safety.supervisor import Mode  # noqa: E402
-from safe_o2o.types import Proposal  # noqa: E402
+from safe_o2o.types import Proposal, Verdict  # noqa: E402
 from safe_o2o_ros import qos  # noqa: E402
 from safe_o2o_ros.conversions import proposal_to_msg  # noqa: E402
 from safe_o2o_ros.node import ERROR  # noqa: E402
+from safe_o2o_ros.obstacles import obstacles_from_msg, obstacles_to_msg  # noqa: E402
 from tests.ros_world import World, make_world  # noqa: E402, F401
 
 pytestmark = pytest.mark.ros
@@ -153,3 +157,55 @@ def test_a_frozen_camera_latches_a_stop(world) -> None:
     timer.cancel()
     cause = bench.node.watch.supervisor.cause
     assert cause is not None and cause.code == "lost_image:wrist/image"
+
+
+def test_obstacles_come_by_topic_and_their_silence_stops_the_arm(world) -> None:
+    bench = Bench(
+        world, obstacles=True, self_collision=True, command_degrade=1.0, command_latch=9.0
+    )
+    eye = world.client_node.create_publisher(PointCloud2, "obstacles", qos.STREAM)
+    bench.until(lambda: eye.get_subscription_count() > 0)
+    seen: list[Obstacle] = []
+
+    def tell() -> None:
+        stamp = bench.node.robot.read().stamp
+        now = [replace(obstacle, stamp=stamp) for obstacle in seen]
+        eye.publish(obstacles_to_msg(now, stamp, "base"))
+
+    assert bench.call("reset_episode").success
+    assert "obstacles" in bench.call("arm").message
+    timer = world.client_node.create_timer(1 / 30, tell)
+    bench.until(lambda: bench.call("arm").success)
+    bench.drive(0.5)
+    assert bench.mode is Mode.ARMED and bench.node.progress.counts[Verdict.PASS] > 20
+    hand = tuple(float(x) for x in bench.node.task.cartesian.position(bench.node.robot.read().q))
+    seen.append(Obstacle("0", (hand[0], hand[1], hand[2] + 0.3), 0.05, max_speed=0.5, stamp=0.0))
+    bench.drive(0.3)
+    moved = bench.node.robot.read().q_command
+    bench.drive(0.5)
+    np.testing.assert_array_equal(bench.node.robot.read().q_command, moved)
+    assert bench.mode is Mode.ARMED  # held by the filter, and no fault
+    timer.cancel()
+    bench.until(lambda: bench.mode is Mode.STOPPED)
+    cause = bench.node.watch.supervisor.cause
+    assert cause is not None and cause.code == "lost_obstacles"
+
+
+def test_obstacles_survive_the_wire() -> None:
+    sent = [
+        Obstacle("obstacle_0", (0.5, 0.1, 0.2), 0.05),
+        Obstacle("obstacle_1", (0.5, 0.1, 0.2), 0.1, end=(0.5, 0.1, 0.6), error=0.01, speed=0.2,
+                 max_speed=0.5, max_acceleration=2.0, stamp=3.5),
+    ]  # fmt: skip
+    assert obstacles_from_msg(obstacles_to_msg(sent, 3.5, "base"), "base") == sent
+    assert obstacles_from_msg(obstacles_to_msg([], 3.5, "base"), "base") == []
+    with pytest.raises(ConfigError, match="frame"):
+        obstacles_from_msg(obstacles_to_msg(sent, 3.5, "map"), "base")
+    short = obstacles_to_msg(sent, 3.5, "base")
+    short.data = short.data[:-5]
+    with pytest.raises(ConfigError, match="cannot be read"):
+        obstacles_from_msg(short, "base")
+    blind = obstacles_to_msg(sent, 3.5, "base")
+    blind.fields = [field for field in blind.fields if field.name != "radius"]
+    with pytest.raises(ConfigError, match="radius"):
+        obstacles_from_msg(blind, "base")

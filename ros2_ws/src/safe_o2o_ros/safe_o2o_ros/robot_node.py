@@ -20,7 +20,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import Executor
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import JointState, PointCloud2
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -33,6 +33,7 @@ from safe_o2o.runtime.control_loop import ControlLoop
 from safe_o2o.runtime.supervision import Supervision, SupervisionConfig
 from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.safety.first_command import FirstCommandConfig
+from safe_o2o.safety.obstacle import Obstacles
 from safe_o2o.safety.supervisor import Mode
 from safe_o2o.safety.watchdog import COMMAND, IMAGE, JOINT_STATE, SourceLimits
 from safe_o2o.types import RobotState, Verdict
@@ -48,6 +49,7 @@ from safe_o2o_ros.conversions import (
     record_to_text,
 )
 from safe_o2o_ros.node import OK, WARN, GuardedNode, Health, run_node
+from safe_o2o_ros.obstacles import obstacles_from_msg
 from safe_o2o_ros.parameters import setting
 from safe_o2o_ros.progress import ProposalProgress
 from safe_o2o_ros.supervising import Supervising
@@ -72,6 +74,13 @@ class RobotNodeConfig:
     command_latch: float = setting(COMMAND.latch, "wait after which the policy counts as lost, s")
     state_degrade: float = setting(JOINT_STATE.degrade, "oldest reading of the arm that is fine, s")
     state_latch: float = setting(JOINT_STATE.latch, "oldest reading that is only late, s")
+    obstacles: bool = setting(
+        False, "keep clear of what the topic `obstacles` tells; its silence stops the arm"
+    )
+    obstacles_degrade: float = setting(0.2, "longest wait for the next obstacles, s")
+    obstacles_latch: float = setting(1.0, "wait after which who tells them counts as lost, s")
+    self_collision: bool = setting(False, "keep the arm from touching itself")
+    base_frame: str = setting("base", "frame of the obstacles: the arm's base")
     image_topics: tuple[str, ...] = setting(
         (), "cameras to watch: one that is late, silent or frozen stops the arm"
     )
@@ -87,6 +96,14 @@ class RobotNodeConfig:
         for name in ("speed", "state_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"must be positive, got {getattr(self, name)}", where=name)
+
+    def sources(self) -> dict[str, SourceLimits]:
+        """What is watched besides commands and joint states, by name."""
+        camera = SourceLimits(self.image_degrade, self.image_latch, sees_frozen=True)
+        found = {f"image:{topic}": camera for topic in self.image_topics}
+        if self.obstacles:
+            found["obstacles"] = SourceLimits(self.obstacles_degrade, self.obstacles_latch)
+        return found
 
 
 class RobotNode(GuardedNode):
@@ -119,6 +136,8 @@ class RobotNode(GuardedNode):
             config.arm,
             workspace=certified_box(self.task.config.workspace),
             tool_speed=self.task.config.tool_speed,
+            obstacles=() if config.obstacles else None,
+            self_collision=config.self_collision,
             period=self.robot.period,
         )
         if config.arm_at_reset and not isinstance(self.robot, Simulated):
@@ -130,12 +149,7 @@ class RobotNode(GuardedNode):
             SupervisionConfig(
                 command=SourceLimits(config.command_degrade, config.command_latch),
                 joint_state=SourceLimits(config.state_degrade, config.state_latch),
-                sources={
-                    f"image:{topic}": SourceLimits(
-                        config.image_degrade, config.image_latch, sees_frozen=True
-                    )
-                    for topic in config.image_topics
-                },
+                sources=config.sources(),
                 first_command=FirstCommandConfig(config.first_pass, config.first_ramp),
             ),
         )
@@ -156,6 +170,10 @@ class RobotNode(GuardedNode):
         )
         self.create_service(Trigger, "~/reset_episode", self.guarded(self._on_reset))
         self.supervising = Supervising(self, self.watch, self.config.image_topics)
+        if self.config.obstacles:
+            self.create_subscription(
+                PointCloud2, "obstacles", self.guarded(self._on_obstacles), qos.STREAM
+            )
         self._descriptions.publish(
             record_to_text(
                 TaskDescription(
@@ -320,6 +338,14 @@ class RobotNode(GuardedNode):
         if watch.mode is Mode.STOPPED and (why := watch.reset(now)):
             return why
         return "" if watch.mode in (Mode.ARMED, Mode.DEGRADED) else watch.arm(now)
+
+    def _on_obstacles(self, msg: PointCloud2) -> None:
+        """All obstacles anew; a message that cannot be used is no news."""
+        found = obstacles_from_msg(msg, self.config.base_frame)
+        for constraint in self.loop.filter.constraints:
+            if isinstance(constraint, Obstacles):
+                constraint.update(found)
+        self.watch.watchdog.feed("obstacles", time.monotonic())
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Lay out the next episode: the arm at its start pose, at rest, the filter reset."""
