@@ -25,12 +25,13 @@ from safe_o2o.safety.joint_limits import JointLimits
 from safe_o2o.safety.joint_speed import JointSpeed
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.motion import Motion
-from safe_o2o.safety.obstacle import Obstacle, Obstacles
+from safe_o2o.safety.obstacle import MARGIN, Obstacle, Obstacles
 from safe_o2o.safety.path import JointPath
 from safe_o2o.safety.precheck import PathCheck
-from safe_o2o.safety.self_collision import SelfCollision
+from safe_o2o.safety.self_collision import OWN_MARGIN, SelfCollision
 from safe_o2o.safety.stopping import Stop, Stopping
 from safe_o2o.safety.sweep import SLACK, JointDifferences, lowest_clearance
+from safe_o2o.safety.tightening import Tightening
 from safe_o2o.safety.tool_speed import REDUCED_SPEED, ToolSpeed
 from safe_o2o.safety.workspace import Box, HalfPlane, Workspace
 from safe_o2o.types import (
@@ -124,6 +125,7 @@ class SafetyFilter:
         config: FilterConfig | None = None,
         velocity_scale: float = 1.0,
         acceleration_scale: float = 1.0,
+        tracking_error: float | Sequence[float] = 0.0,
         measured: Mapping[str, Sequence[float]] | None = None,
     ) -> SafetyFilter:
         """The filter of a shipped arm.
@@ -142,7 +144,10 @@ class SafetyFilter:
             period: control period, s.
             config: tolerances.
             velocity_scale: share of the arm's speed limits, in (0, 1].
-            acceleration_scale: share of its acceleration limits, in (0, 1].
+            acceleration_scale: share of its acceleration limits, in (0, 1]: what the arm can brake
+                with at worst, its load in the hand.
+            tracking_error: how far a joint may be from its set-point, rad, one number or one a
+                joint: ranges, walls and margins are tightened by what that moves the arm.
             measured: limits that its maker does not publish, by name (`acceleration`, `jerk`).
 
         Raises:
@@ -155,10 +160,18 @@ class SafetyFilter:
         shape = Geometry.load(robot) if self_collision or obstacles is not None else None
         frames = (limits.tool_frame, limits.elbow_frame)
         body = Body(robot, shape.capsules if shape is not None else (), frames)
+        room = Tightening.of(tracking_error, limits, body)
+        limits = room.limits(limits)
+        low, high = room.box(workspace, room.tool)
         constraints: list[Constraint] = [
             JointLimits(limits),
             Workspace(
-                body, *workspace, table_height, elbow=elbow_workspace, half_planes=half_planes
+                body,
+                low,
+                high,
+                table_height + room.ends,
+                elbow=None if elbow_workspace is None else room.box(elbow_workspace, room.elbow),
+                half_planes=room.half_planes(half_planes),
             ),
         ]
         if limits.velocity_offset is not None:
@@ -166,9 +179,10 @@ class SafetyFilter:
         if tool_speed is not None:
             constraints.append(ToolSpeed(body, limits.tool_frame, tool_speed))
         if shape is not None and self_collision:
-            constraints.append(SelfCollision(body, shape.skip))
+            margin = OWN_MARGIN + 2.0 * room.body  # both parts may be off
+            constraints.append(SelfCollision(body, shape.skip, margin=margin))
         if obstacles is not None:
-            constraints.append(Obstacles(body, obstacles))
+            constraints.append(Obstacles(body, obstacles, margin=MARGIN + room.body))
         return cls(limits, constraints, period, config)
 
     # ------------------------------------------------------------------ interface

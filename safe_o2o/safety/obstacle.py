@@ -20,6 +20,8 @@ from safe_o2o.safety.motion import (
 from safe_o2o.types import Array
 
 Point = tuple[float, float, float]
+MARGIN = 0.01
+"""Distance to keep unless told otherwise, m."""
 ROWS = 8
 """How many of the nearest pairs get a linear row."""
 
@@ -120,7 +122,7 @@ class Obstacles:
         body: Body,
         obstacles: Sequence[Obstacle] = (),
         *,
-        margin: float = 0.01,
+        margin: float = MARGIN,
         delay: float = 0.0,
         max_age: float = 0.2,
         margins: Mapping[tuple[str, str], float] | None = None,

@@ -16,6 +16,10 @@ ROWS = 8
 """How many of the nearest pairs get a linear row."""
 
 
+OWN_MARGIN = 0.005
+"""Distance to keep unless told otherwise, m."""
+
+
 class SelfCollision:
     """Spheres of different links stay apart, but for pairs of frames that are not watched.
 
@@ -41,7 +45,7 @@ class SelfCollision:
         body: Body,
         skip: Sequence[tuple[str, str]] = (),
         *,
-        margin: float = 0.005,
+        margin: float = OWN_MARGIN,
         margins: Mapping[tuple[str, str], float] | None = None,
     ) -> None:
         if not 0.0 <= margin < inf:
