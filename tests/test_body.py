@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.safety.body import Body, Capsule
-from safe_o2o.safety.kinematics import Kinematics
+from safe_o2o.safety.body import Body, Capsule, Geometry
+from safe_o2o.safety.filter import SafetyFilter
+from safe_o2o.safety.kinematics import POSTURES, Kinematics
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.motion import (
     Motion,
@@ -17,6 +18,9 @@ from safe_o2o.safety.motion import (
     nearest_on_segment,
     segment_to_segment,
 )
+from safe_o2o.safety.obstacle import Obstacle, Obstacles
+from safe_o2o.safety.self_collision import SelfCollision
+from safe_o2o.types import Proposal, RobotState
 
 LIMITS = RobotLimits.load("panda")
 FRAMES = ("panda_hand_tcp", "panda_link4")
@@ -156,3 +160,44 @@ def test_nothing_leaves_its_chord_by_more_than_the_sag(held: bool) -> None:
             off = np.linalg.norm(points - ends[0] - along[:, None, :] * way, axis=1).max()
         allowed = motion.sag(reach) if held else motion.turn(reach)
         assert off <= allowed[0] + 1e-12
+
+
+def test_a_load_counts_as_part_of_the_arm_but_not_against_the_hand_that_holds_it() -> None:
+    rod = Capsule("panda_hand_tcp", (0.0, 0.0, -0.02), (0.0, 0.0, 0.15), 0.015)
+    shape = Geometry.load("panda").carrying([rod])
+    bare, loaded = Geometry.load("panda"), shape
+    watched = {frozenset(pair) for pair in loaded.skip} - {frozenset(pair) for pair in bare.skip}
+    for other in ("panda_hand", "panda_link7"):
+        assert frozenset(("panda_hand_tcp", other)) in watched
+    q = np.array(POSTURES["panda"])
+    for geometry, free in ((bare, True), (loaded, True)):
+        body = Body("panda", geometry.capsules, ("panda_hand_tcp", "panda_link4"))
+        assert bool(SelfCollision(body, geometry.skip).clearance(q[None]).min() > 0.0) is free
+    tip = Kinematics("panda", ("panda_hand_tcp",)).position(q, "panda_hand_tcp")
+    below = Obstacle("table leg", (float(tip[0]), float(tip[1]), float(tip[2]) - 0.14), 0.02)
+    distance = [
+        float(Obstacles(Body("panda", g.capsules), [below]).clearance(q[None]).min())
+        for g in (bare, loaded)
+    ]
+    assert distance[0] > 0.05 and distance[1] < 0.0
+    with pytest.raises(ConfigError, match="panda_hnd"):
+        bare.carrying([Capsule("panda_hnd", (0.0, 0.0, 0.0), (0.0, 0.0, 0.1), 0.01)])
+
+
+def test_the_filter_stops_for_what_only_the_load_would_touch() -> None:
+    q, names = np.array(POSTURES["panda"]), Kinematics("panda", ()).joint_names
+    tip = Kinematics("panda", ("panda_hand_tcp",)).position(q, "panda_hand_tcp")
+    ball = Obstacle("ball", (float(tip[0]), float(tip[1]) + 0.10, float(tip[2]) - 0.09), 0.03)
+    rod = Capsule("panda_hand_tcp", (0.0, 0.0, 0.0), (0.0, 0.0, 0.12), 0.01)
+    box = ((0.2, -0.5, 0.0), (0.8, 0.5, 0.9))
+    moved = []
+    for load in ((), (rod,)):
+        guard = SafetyFilter.for_robot("panda", workspace=box, obstacles=[ball], load=load)
+        here, now = q, 0.0
+        guard.reset(RobotState(q, np.zeros(7), q, now))
+        goal = Proposal(q[None] + [0.25, 0, 0, 0, 0, 0, 0], 1.5, 0.0, names)
+        for _ in range(200):
+            now += 0.01
+            here = guard.certify(RobotState(here, np.zeros(7), here, now), goal, now).command.q
+        moved.append(float(here[0] - q[0]))
+    assert moved[0] == pytest.approx(0.25, abs=2e-3) and 0.0 < moved[1] < 0.2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from safe_o2o.safety.path import JointPath
+from safe_o2o.safety.path import JointPath, _spline
 
 ONE, REST = np.ones(1), np.zeros(1)
 ANY = np.full(1, np.inf)
@@ -28,7 +28,8 @@ def test_it_meets_every_target_to_the_bit_and_has_no_kink(gentle: bool, count: i
     assert np.allclose(speed[0], v, atol=2e-3)
     assert np.abs(np.diff(speed, axis=0)).max() < 2e-3  # no jump in velocity
     last = target[-1] - np.vstack([q, target])[-2]
-    assert np.allclose(speed[-1], last / 0.2, atol=2e-3)  # leaves at the mean velocity
+    if gentle or count == 1:
+        assert np.allclose(speed[-1], last / 0.2, atol=2e-3)  # leaves at the mean velocity
 
 
 @pytest.mark.parametrize(("gentle", "factor"), [(False, 3.52738), (True, 1.0 + np.sqrt(2.0))])
@@ -77,3 +78,43 @@ def test_periods_that_floating_point_cannot_divide_still_end_on_a_tick(
 ) -> None:
     path = JointPath(REST, REST, REST, ONE[None], period, tick)
     assert path.ticks == round(period / tick) and np.array_equal(path.at(path.ticks), ONE)
+
+
+@pytest.mark.parametrize("lead", [0.0, 7.0, -12.5])
+def test_what_was_sampled_from_a_smooth_motion_comes_out_as_it_was(lead: float) -> None:
+    """Exactly where the motion is a parabola, within the sampling's error where it is a wave."""
+    generator, period, tick = np.random.default_rng(0), 0.2, 0.01
+    due = lead * tick + period * np.arange(1, 9)
+    q, v, half = generator.normal(size=(3, 7))
+    parabola = q + v * due[:, None] + half * due[:, None] ** 2
+    path = JointPath(q, v, None, parabola, period, tick, lead=lead)
+    time = np.linspace(0.0, due[-1], 500)
+    expected = q + v * time[:, None] + half * time[:, None] ** 2
+    np.testing.assert_allclose(path.positions(time / tick), expected, atol=1e-12)
+    wave = np.sin(3.0 * due)[:, None] * np.ones(7)
+    path = JointPath(np.zeros(7), np.full(7, 3.0), None, wave, period, tick, lead=lead)
+    error = np.abs(path.positions(time / tick)[:, 0] - np.sin(3.0 * time))
+    # 5 / 384 of h^4 and the fourth derivative; more in the last segments: there the end is a guess.
+    assert error[time < due[-3]].max() < 1.5 * 5 / 384 * max(period, due[0]) ** 4 * 81
+    assert error.max() < 0.02
+
+
+def test_it_bends_less_than_any_other_curve_through_the_targets() -> None:
+    """The clamped spline's system solved densely, with a last segment of constant bend."""
+    generator, count, first = np.random.default_rng(1), 6, 0.6
+    mean, start = generator.normal(size=(count, 7)), generator.normal(size=7)
+    h = np.ones(count)
+    h[0] = first
+    matrix = np.zeros((count + 1, count + 1))
+    right = np.zeros((count + 1, 7))
+    matrix[0, :2], right[0] = (2 * first, first), 6 * (mean[0] - start)
+    for i in range(1, count):
+        matrix[i, i - 1 : i + 2] = h[i - 1], 2 * (h[i - 1] + h[i]), h[i]
+        right[i] = 6 * (mean[i] - mean[i - 1])
+    matrix[count, count - 1 :] = -1.0, 1.0
+    bend = np.linalg.solve(matrix, right)
+    tangent, found = _spline(mean, start, first)
+    np.testing.assert_allclose(found, bend, atol=1e-12)
+    np.testing.assert_allclose(tangent[0], start, atol=1e-12)
+    following = tangent[:-1] + h[:, None] * (bend[:-1] + bend[1:]) / 2
+    np.testing.assert_allclose(tangent[1:], following, atol=1e-12)

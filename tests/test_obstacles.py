@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.safety.body import Body, Capsule
+from safe_o2o.runtime.cartesian import CartesianDelta
+from safe_o2o.safety.body import Body, Capsule, Geometry
 from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.safety.joint_limits import JointLimits
 from safe_o2o.safety.kinematics import POSTURES
@@ -18,6 +19,7 @@ from safe_o2o.safety.obstacle import Obstacle, Obstacles
 from safe_o2o.safety.self_collision import SelfCollision
 from safe_o2o.safety.sweep import lowest_clearance
 from safe_o2o.safety.tool_speed import ToolSpeed
+from safe_o2o.spaces import ActionSpec
 from safe_o2o.types import Proposal, RobotState, Verdict
 from tests.rail import Rail, RailBody, rail_limits
 
@@ -181,3 +183,39 @@ def test_energy_caps_the_speed_too() -> None:
         0.096609, abs=1e-6
     )
     assert ToolSpeed(BODY, LIMITS.tool_frame, 0.05, energy=0.014, mass=3.0).cap == 0.05
+
+
+@pytest.mark.parametrize("speed", [0.8, 0.0])
+def test_an_arm_that_stopped_for_something_fast_does_not_run_away_from_it_and_get_hit(
+    speed: float,
+) -> None:
+    """A hand comes at its top speed, and the policy wants to go the same way, but more slowly."""
+    cartesian = CartesianDelta(ActionSpec(("dx", "dy", "dz"), "m", (-0.02,) * 3, (0.02,) * 3, 0.1))
+    box = ((0.2, -0.4, 0.0), (0.8, 0.4, 0.5))
+    guard = SafetyFilter.for_robot("panda", workspace=box, tool_speed=0.5, obstacles=())
+    watch = next(c for c in guard.constraints if isinstance(c, Obstacles))
+    body = Body("panda", Geometry.load("panda").capsules)
+    q, still = cartesian.solve(np.array([0.5, 0.0, 0.15]), cartesian.posture, 60), np.zeros(7)
+    tool = cartesian.position(q)
+    rows, row = [], q
+    for step in range(1, 9):
+        row = cartesian.solve(tool + np.array([0.0, 0.025 * step, 0.0]), row, 5)
+        rows.append(row)
+    guard.reset(RobotState(q, still, q, 0.0))
+    hand, proposal, moved = np.array([0.5, -0.75 if speed else -0.13, 0.15]), None, 0.0
+    for tick in range(140):
+        now = 0.01 * tick
+        seen = Obstacle(
+            "hand", tuple(hand), 0.05, speed=speed, max_speed=speed, max_acceleration=3.0, stamp=now
+        )
+        watch.update([seen])
+        if tick >= 60 and tick % 40 == 20:
+            proposal = Proposal(np.array(rows), 0.1, now, guard.limits.joint_names)
+        before, q = q, guard.certify(RobotState(q, still, q, now), proposal, now).command.q
+        hand = hand + np.array([0.0, 0.01 * speed, 0.0])
+        gap = np.linalg.norm(body.positions(q[None])[0].T - hand, axis=1) - body.radius - 0.05
+        assert not (gap.min() < 0.0 and (q != before).any())
+        moved += float(np.abs(q - before).sum())
+        if gap.min() < -0.02:
+            break
+    assert speed or moved > 0.05  # from what stands it may go away, however near

@@ -8,7 +8,7 @@ and a certified motion has to be looked at all the way to its standstill.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -94,6 +94,30 @@ class Geometry:
         """
         data = yaml.safe_load(shipped_text("robot_geometry", robot, ".yaml"))
         return cls.from_mapping(data, where=f"{robot}.yaml")
+
+    def carrying(self, load: Sequence[Capsule]) -> Geometry:
+        """The arm with something in its hand, or mounted on a link.
+
+        The load is not watched against what moves with it, nor against what that is not watched
+        against: the fingers touch what they hold.
+
+        Raises:
+            ConfigError: the arm has no such frame.
+        """
+        joint = {frame.name: frame.parentJoint for frame in robot_model(self.robot).frames}
+        skip = list(self.skip)
+        for name in dict.fromkeys(capsule.frame for capsule in load):
+            if name not in joint:
+                raise ConfigError(
+                    f"has no frame {name!r}", where=self.robot, todo=f"known: {sorted(joint)}"
+                )
+            carriers = {c.frame for c in self.capsules if joint[c.frame] == joint[name]} - {name}
+            skip += [(name, carrier) for carrier in sorted(carriers)]
+            for pair in self.skip:
+                for carrier, other in (pair, pair[::-1]):
+                    if carrier in carriers and other not in carriers:
+                        skip.append((name, other))
+        return replace(self, capsules=(*self.capsules, *load), skip=tuple(skip))
 
     @classmethod
     def from_mapping(cls, data: Any, *, where: str) -> Geometry:

@@ -17,7 +17,7 @@ import numpy as np
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.interfaces import Constraint
-from safe_o2o.safety.body import Body, Geometry
+from safe_o2o.safety.body import Body, Capsule, Geometry
 from safe_o2o.safety.deflection import Deflection
 from safe_o2o.safety.guards import FilterConfig as FilterConfig
 from safe_o2o.safety.guards import Guards, joint_vector
@@ -120,6 +120,7 @@ class SafetyFilter:
         half_planes: Sequence[HalfPlane] = (),
         obstacles: Sequence[Obstacle] | None = None,
         self_collision: bool = False,
+        load: Sequence[Capsule] = (),
         tool_speed: float | None = REDUCED_SPEED,
         period: float = 0.01,
         config: FilterConfig | None = None,
@@ -139,6 +140,8 @@ class SafetyFilter:
             obstacles: what stands or moves in the arm's way; give an empty sequence where
                 `Obstacles.update` will tell later, None where nothing ever will.
             self_collision: whether the arm is kept from touching itself.
+            load: what the arm carries or has mounted, in the frames of its links or tool; counts
+                for obstacles and self-collision.
             tool_speed: largest speed of the tool, m/s, the reduced speed of ISO 10218 unless told
                 otherwise; None for what the joints' limits allow.
             period: control period, s.
@@ -159,6 +162,8 @@ class SafetyFilter:
         )
         shape = Geometry.load(robot) if self_collision or obstacles is not None else None
         frames = (limits.tool_frame, limits.elbow_frame)
+        if shape is not None:
+            shape = shape.carrying(load)
         body = Body(robot, shape.capsules if shape is not None else (), frames)
         room = Tightening.of(tracking_error, limits, body)
         limits = room.limits(limits)
@@ -283,8 +288,8 @@ class SafetyFilter:
             lead = (skipped * period - done) / self.period
         self._target, self._reached, self._current = target[skipped:], 0, False
         self._next = self._plan(lead)
-        reach = self.limits.velocity.min() * period * (1.0 + SLACK)
-        if not np.abs(self._target[0] - self._q).max() <= reach:
+        reach = self.limits.velocity * (period + lead * self.period) * (1.0 + SLACK)
+        if not (np.abs(self._target[0] - self._q) <= reach).all():
             self._next.late = self._next.late or "first_target"
 
     def _policy_time_at(self, stamp: float) -> float:

@@ -204,9 +204,9 @@ class Obstacles:
     def swept(self, motion: Motion) -> tuple[Array, Array]:
         """Least distance beyond the margin, at the start `[m]` and in each tick `[K, m]`, m.
 
-        For the m pairs of sphere and obstacle that come within `range` of each other at all. An
-        obstacle that the arm is too near to at the start does not grow meanwhile: retreat is judged
-        by where it was seen.
+        For the m pairs of sphere and obstacle that come within `range` of each other at all. An arm
+        that is too near to something that moves may only leave faster than that may follow;
+        otherwise it stands: it must not be met while it moves.
         """
         spheres = self.body.spheres
         centres = motion.positions(self.body)[:, :, :spheres]
@@ -223,8 +223,7 @@ class Obstacles:
         begin, end = centres[:-1, :, which], centres[1:, :, which]
         distance, rate = self._chords(begin, end, what)
         start = self._point_distance(first[:, which], what) - radii[0, what] - keep
-        grown = np.where(start < 0.0, radii[0, what], radii[1:, what])
-        return start, distance - deepest(rate, sag[:, None]) - grown - keep
+        return start, distance - deepest(rate, sag[:, None]) - radii[1:, what] - keep
 
     def _apart(self, points: Array) -> Array:
         """Distances `[S, M]`, m, of points `[3, S]` from the middles of the obstacles."""

@@ -7,6 +7,7 @@ so an arm that is slowed down does not skip actions, and a stop along it does no
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from math import ceil, sqrt
 from typing import Any
 
@@ -26,6 +27,9 @@ ALIGNED = 0.5
 """Share of a tick's change of velocity by which an arm may move beside a path that it joins."""
 BLOCK = 256
 """Ticks looked at in one go: a chunk that cannot be followed is mostly refused by its first."""
+RESERVE = 0.95
+"""Share of the acceleration that a path of our own pace may take: with all of it used up in a curve
+nothing is left to brake along it, and a stop would leave it."""
 TAIL = 1.05
 """Reserve of the tail beyond the last target over the least duration that the limits allow."""
 
@@ -33,10 +37,11 @@ TAIL = 1.05
 class JointPath:
     """A curve through joint targets, one policy period apart, in pieces of fifth order.
 
-    It starts at the last command with its velocity and acceleration, so that a new proposal never
-    jerks the arm, and passes every target at the mean velocity of the segments around it, with
-    continuous acceleration. It leaves the last target with the velocity of the last segment: the
-    next proposal takes over there, and if none comes a tail leads straight on to rest.
+    It starts at the last command with its velocity and, where jerk binds, its acceleration, so that
+    a new proposal never jerks the arm, and goes through a chunk's targets as the cubic spline does:
+    a smooth motion that was sampled comes out as it was. It leaves the last target with the
+    velocity it has there: the next proposal takes over, and if none comes a tail leads straight on
+    to rest.
 
     Args:
         q: start position `[n]`, rad.
@@ -51,7 +56,8 @@ class JointPath:
         lead: by how many ticks the first target is due later than one policy period from now. A
             policy at 30 Hz steps between the ticks of 100 Hz: without it every step would be off
             by up to a tick. Negative where the first of the targets was due earlier.
-        rest: time from the last target to rest, s.
+        rest: time from the last target to rest, s, or what gives it from the velocity there
+            `[n]`, rad/s.
         abrupt: whether the deceleration to rest may begin and end at once.
         aligned: whether it starts along its first segment, at that one's speed, instead of v: for
             an arm that is slower and gains speed on the path.
@@ -78,7 +84,7 @@ class JointPath:
         tick: float,
         gentle: bool = False,
         lead: float = 0.0,
-        rest: float = 0.0,
+        rest: float | Callable[[Array], float] = 0.0,
         abrupt: bool = False,
         aligned: bool = False,
     ) -> None:
@@ -103,16 +109,18 @@ class JointPath:
         mean = np.vstack([move[:1] / first, move[1:]])
         # Tangents and second derivatives at the points, rad a policy period (squared).
         tangent = np.vstack([mean[:1] if aligned else v * period, mean])
-        tangent[1:-1] = 0.5 * (mean[:-1] + mean[1:])
         bend = np.zeros_like(point)
-        # Where nothing is asked, at once: that takes the least acceleration, 3.5 |change| / period.
-        if a is None:
+        if self._count > 1 and not gentle:
+            tangent, bend = _spline(mean, tangent[0], first)
+        elif self._count > 1:
+            # The first segment may be longer or shorter than the others: the shorter says more.
+            tangent[1] = (mean[0] + first * mean[1]) / (1.0 + first)
+            tangent[2:-1] = 0.5 * (mean[1:-1] + mean[2:])
+        elif a is None:
+            # Where nothing is asked, at once: that takes the least acceleration, 3.5 |change|.
             bend[0] = START * (mean[0] - tangent[0]) / first
-        elif not aligned:
-            bend[0] = a * period * period
-        bend[1:-1] = mean[1:] - mean[:-1]
-        if self._count > 1:  # the first segment may be longer or shorter than the others
-            bend[1] *= 2.0 / (1.0 + first)
+        if a is not None:
+            bend[0] = 0.0 if aligned else a * period * period
         if gentle:
             starts, self._pieces = _parabolas(point[:-1], move, *_scaled(tangent, first))
         else:
@@ -128,6 +136,7 @@ class JointPath:
         zero = np.zeros_like(self._last)
         coast = np.array([self._last, tangent[-1], zero, zero, zero, zero])
         onward = self._last + (full - self._count) * tangent[-1]
+        rest = rest(tangent[-1] / period) if callable(rest) else rest
         tail = self._tail(onward, tangent[-1], full, rest / period, abrupt)
         self._pieces = np.concatenate([self._pieces, coast[None], tail[None]])
         self._edges = np.array(self._starts)
@@ -172,13 +181,14 @@ class JointPath:
             jerk: largest joint jerks `[n]`, rad/s^3.
             lead: see the class.
         """
-        before = target[-2] if len(target) > 1 else q
-        leave = np.abs(target[-1] - before) / period
         abrupt = bool((jerk * tick >= 2.0 * acceleration).all())
-        # Smoothly, deceleration is 1.5 w / T and jerk 6 w / T^2 at most.
-        brake = float((leave / acceleration).max()) * (1.0 if abrupt else 1.5)
-        ease = 0.0 if abrupt else sqrt(float((6.0 * leave / jerk).max()))
-        rest = TAIL * max(brake, ease)
+
+        def rest(leave: Array) -> float:
+            # Smoothly, deceleration is 1.5 w / T and jerk 6 w / T^2 at most.
+            leave = np.abs(leave)
+            brake = float((leave / acceleration).max()) * (1.0 if abrupt else 1.5)
+            ease = 0.0 if abrupt else sqrt(float((6.0 * leave / jerk).max()))
+            return TAIL * max(brake, ease)
 
         def shaped(stretch: float, gentle: bool, aligned: bool = False) -> JointPath:
             path = cls(q, v, a, target, period * stretch, tick, gentle, lead, rest, abrupt, aligned)
@@ -192,7 +202,7 @@ class JointPath:
             if not refusal:
                 return path
             late = late or refusal
-        slow = np.zeros_like(v) if a is not None else None
+        slow, calm = np.zeros_like(v) if a is not None else None, RESERVE * acceleration
         # No shape is slower than the mean speed of its segments: shorter stretches need no try.
         move = np.abs(np.diff(np.vstack([q, target]), axis=0))
         least = min(float((move / (speed * period)).max()), STRETCHES[-1])
@@ -205,12 +215,12 @@ class JointPath:
             size = float(full @ full)
             path.rate = min(max(float(v @ full) / size, 0.0), 1.0) if size > 0.0 else 1.0
             beside = np.abs(v - path.rate * full) <= ALIGNED * acceleration * tick
-            if beside.all() and not path.refusal(full, slow, speed, acceleration, jerk):
+            if beside.all() and not path.refusal(full, slow, speed, calm, jerk):
                 path.late = late
                 return path
             for gentle in (False, True) if stretch > 1.0 else ():
                 path = shaped(stretch, gentle)
-                if not path.refusal(v, a, speed, acceleration, jerk):
+                if not path.refusal(v, a, speed, calm, jerk):
                     path.late = late
                     return path
         path.late = late  # the slowest one: each tick is checked again anyway
@@ -298,6 +308,44 @@ class JointPath:
         a, b, c, d, e, f = self._pieces[piece]
         u = s - self._starts[piece]
         return np.asarray(a + u * (b + u * (c + u * (d + u * (e + u * f)))))
+
+
+def _spline(mean: Array, start: Array, first: float) -> tuple[Array, Array]:
+    """Tangents and second derivatives `[H + 1, n]` of the cubic spline through the points.
+
+    Of all curves through them with this start velocity it bends least on the whole, and it gives
+    back what was sampled from a smooth motion. Its last segment is a parabola. H >= 2.
+
+    Args:
+        mean: mean velocities of the segments `[H, n]`, rad a policy period.
+        start: velocity at the start `[n]`, rad a policy period.
+        first: length of the first segment, policy periods; all others are 1.
+    """
+    count = len(mean)
+    lengths = [first, *[1.0] * (count - 1)]
+    # Row i: h b[i-1] + 2 (h + h') b[i] + h' b[i+1] = 6 (mean[i] - mean[i-1]), solved downwards,
+    # then upwards; the factors are the same for all joints.
+    right = 6.0 * np.vstack([mean[:1] - start, mean[1:] - mean[:-1]])
+    diagonal, upper = 2.0 * first, first
+    pivots = [diagonal]
+    for i in range(1, count):
+        h, after = lengths[i - 1], lengths[i]
+        share = h / pivots[-1]
+        diagonal = 2.0 * (h + after) - share * upper
+        upper = after
+        if i == count - 1:
+            diagonal += after  # the last two are equal
+        right[i] -= share * right[i - 1]
+        pivots.append(diagonal)
+    bend = np.empty((count + 1, mean.shape[1]))
+    bend[count - 1] = right[count - 1] / pivots[-1]
+    for i in range(count - 2, -1, -1):
+        bend[i] = (right[i] - lengths[i] * bend[i + 1]) / pivots[i]
+    bend[count] = bend[count - 1]
+    tangent = np.empty_like(bend)
+    tangent[:-1] = mean - np.array(lengths)[:, None] * (2.0 * bend[:-1] + bend[1:]) / 6.0
+    tangent[-1] = mean[-1] + 0.5 * bend[-1]
+    return tangent, bend
 
 
 def _scaled(values: Array, factor: float) -> tuple[Array, Array]:
