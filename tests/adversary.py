@@ -93,7 +93,6 @@ class Tally:
     uncertified: int = 0
     deflected: int = 0
     moving: int = 0
-    caught: int = 0
     fastest: float = 0.0
     nearest: float = np.inf
 
@@ -106,7 +105,6 @@ class Tally:
         self.uncertified += other.uncertified
         self.deflected += other.deflected
         self.moving += other.moving
-        self.caught += other.caught
         self.fastest = max(self.fastest, other.fastest)
         self.nearest = min(self.nearest, other.nearest)
 
@@ -215,15 +213,7 @@ class World:
             apart = judge.to_others(ends, ways, movers.radii, 0.1)
             tally.nearest = min(tally.nearest, float(apart.min()))
             tally.violations.update(judge.walls(tool, elbow))
-            if apart.min() < MARGIN - 1e-6:
-                # Something may come near an arm that stands. When the arm then leaves, it may be
-                # caught up with; what it must never do is come nearer itself.
-                stays = judge.to_others(
-                    np.broadcast_to(ends[:1], ends.shape), ways, movers.radii, 0.1
-                )
-                nearer = (apart < MARGIN - 1e-6) & (apart < stays - 1e-6)
-                tally.violations["obstacle"] += bool(nearer.any())
-                tally.caught += not nearer.any()
+            tally.violations["obstacle"] += bool(apart.min() < MARGIN - 1e-6)
             if judge.to_itself(ends, 0.1) < OWN_MARGIN - 1e-6:
                 tally.violations["self-collision"] += 1
         movers.ends, movers.velocity = ways[-1], velocity
