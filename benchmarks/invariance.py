@@ -7,8 +7,8 @@ NaN, infinite, 1e300, permuted or missing names; a clock that jumps; commands th
 ticks to arrive; readings that are off by up to 5 mrad and obstacles by up to 2 mm. A judge with its
 own limits, kinematics and distances looks at the executed motion every millisecond. It counts a
 violation where a set-point is not finite or beyond a joint's position, velocity or acceleration,
-where tool or elbow leave their room, and where the arm, while it moves, is nearer to itself or to an
-obstacle than the margin. Obstacles come up to an arm that stands, to two centimetres.
+where tool or elbow leave their room, and where the arm, while it moves, is nearer to itself or to
+an obstacle than the margin. Obstacles come up to an arm that stands, to two centimetres.
 
 Every slice of 5000 ticks is a world of its own seed. With `--out` each goes to a line of that file,
 and a run that was killed goes on where it was. Any violation, tick without a certified command or

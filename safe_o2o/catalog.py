@@ -15,6 +15,7 @@ algorithms: dict[str, str] = dict(
     fosp="safe_o2o.algorithms.fosp:Fosp",
 )
 tasks: dict[str, str] = dict(
+    reach_place="safe_o2o_sim.tasks.reach_place:ReachPlace",
     safe_reach="safe_o2o_sim.tasks.safe_reach:SafeReach",
 )
 behaviors: dict[str, str] = dict(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from safe_o2o import catalog
+from safe_o2o.interfaces import Filter
 from safe_o2o.runtime.cartesian import certified_box
 from safe_o2o.runtime.robot_env import RobotEnv
 from safe_o2o.safety.filter import SafetyFilter
+from safe_o2o_sim.sensing import Watching
 
 
 def make_env(
@@ -24,7 +26,7 @@ def make_env(
         variant: scene variant of the task.
         robot: catalogue name of the simulated robot.
         camera: False leaves the pictures out of the observations, for actors that do not look:
-            rendering takes a quarter of their time.
+            rendering takes a quarter of their time. A task without `image_size` has none at all.
         settings: further fields of the task's config.
 
     Raises:
@@ -35,12 +37,16 @@ def make_env(
     made: Any = catalog.load("task", task)
     config = made.config_class(variant=variant, **settings)
     body = catalog.load("robot", robot)()
-    eye = catalog.load("camera", "twin_camera")(config.image_size) if camera else None
+    size = getattr(config, "image_size", None) if camera else None
+    eye = catalog.load("camera", "twin_camera")(size) if size is not None else None
     laid_out = made(body, eye, config)
-    certify = SafetyFilter.for_robot(
+    seen = getattr(laid_out, "seen", None)  # a task with obstacles that the filter knows of
+    safety = SafetyFilter.for_robot(
         "panda",
         workspace=certified_box(config.workspace),
         tool_speed=config.tool_speed,
         period=body.period,
+        obstacles=None if seen is None else (),
     )
+    certify: Filter = safety if seen is None else Watching(safety, seen)
     return RobotEnv(body, laid_out, certify)

@@ -7,6 +7,7 @@ copy of the scene would not know of, and an episode is the same bit for bit wher
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 
@@ -23,14 +24,18 @@ from safe_o2o_sim.scene import (
     Block,
     SceneLayout,
     add_block,
+    add_capsule,
     load_panda,
     place_arm,
+    place_capsule,
 )
+from safe_o2o_sim.visitor import Visitor
 
 _TABLE = Block("box", (0.80, 1.40, 0.05), (0.60, 0.0), (0.2, 0.2, 0.2))
 _TORQUE = [87.0] * 4 + [12.0] * 3  # Nm
 _SERVO_GAIN = 0.5  # share of the position error that the drives take away within one tick
 _BODY_RADIUS = 0.15  # m: no point of the arm is farther from its chain of joint origins and tool
+_STILL = 5e-3  # rad/s: an arm whose joints are all slower stands
 _SENSING_RANGE = 0.20  # m: obstacles farther away than this are not looked at more closely
 
 
@@ -54,6 +59,8 @@ class PybulletTwin:
         self.period, self.substeps, self.continuous_clock = period, substeps, continuous_clock
         self.lifecycle = Lifecycle("pybullet twin")
         self.layout = EMPTY
+        self.visitors: tuple[Visitor, ...] = ()
+        """Who comes and goes; moved on with each period."""
         self._client: int | None = None
         self._ticks = 0
         # How far any point of the arm moves at most when the joints turn by dq: sum reach |dq|.
@@ -112,6 +119,7 @@ class PybulletTwin:
         self._ticks += 1
         before = self._q
         self._measure()
+        self._visit(before)
         if not self._touched:
             self._sense(before)
 
@@ -122,12 +130,18 @@ class PybulletTwin:
 
     def teleport(self, q: Array) -> None:
         """Be at rest at `q` `[7]`, rad, in the same scene; see `place`."""
-        self.place(q, self.layout)
+        self.place(q, self.layout, self.visitors)
 
-    def place(self, q: Array, layout: SceneLayout) -> None:
-        """Be at rest at `q` `[7]`, rad, in a scene; what ran before leaves no trace."""
+    def place(self, q: Array, layout: SceneLayout, visitors: Sequence[Visitor] = ()) -> None:
+        """Be at rest at `q` `[7]`, rad, in a scene; what ran before leaves no trace.
+
+        Args:
+            q: joint positions `[7]`, rad.
+            layout: what stands on the table.
+            visitors: who comes and goes, from now on.
+        """
         self.lifecycle.require_connected("be placed")
-        self.layout = layout
+        self.layout, self.visitors = layout, tuple(visitors)
         self._arrange(np.asarray(q, np.float64))
         if not self.continuous_clock:
             self._ticks = 0
@@ -170,12 +184,15 @@ class PybulletTwin:
             physicsClientId=client,
         )
         self._obstacles: list[int] = []
+        self._bodies: list[int] = []  # of the visitors
         # The same approach per tick for any number of substeps.
         self._gains = [1.0 - (1.0 - _SERVO_GAIN) ** (1.0 / self.substeps)] * len(ARM_JOINTS)
 
     def _arrange(self, q: Array) -> None:
         """Arm at rest at `q`, motors holding it, obstacles of the layout."""
         client, arm = self._client, self._arm
+        while self._bodies:
+            pybullet.removeBody(self._bodies.pop(), physicsClientId=client)
         while self._obstacles:
             pybullet.removeBody(self._obstacles.pop(), physicsClientId=client)
         for block in self.layout.obstacles:
@@ -183,6 +200,10 @@ class PybulletTwin:
             # No part in the physics; `_sense` asks for the distance all the same.
             pybullet.setCollisionFilterGroupMask(body, -1, 0, 0, physicsClientId=client)
             self._obstacles.append(body)
+        for visitor in self.visitors:
+            body = add_capsule(client, visitor.radius, visitor.axis)
+            place_capsule(client, body, visitor.position, visitor.axis)
+            self._bodies.append(body)
         place_arm(client, arm, q)
         hold = dict(controlMode=pybullet.POSITION_CONTROL, physicsClientId=client)
         for joint, value in zip(ARM_JOINTS, q.tolist(), strict=True):
@@ -196,17 +217,30 @@ class PybulletTwin:
         self._q = np.array([state[0] for state in states])
         self._dq = np.array([state[1] for state in states])
 
+    def _visit(self, before: Array) -> None:
+        """Everybody goes on for one period; nobody pushes into an arm that stands."""
+        if not self.visitors:
+            return
+        still = float(np.abs(self._q - before).max()) < _STILL * self.period
+        for visitor, body in zip(self.visitors, self._bodies, strict=True):
+            gap = self._nearest(body, _SENSING_RANGE) if still else np.inf
+            visitor.step(self.period, gap)
+            place_capsule(self._client, body, visitor.position, visitor.axis)
+        self._clearance -= max(visitor.max_speed for visitor in self.visitors) * self.period
+
+    def _nearest(self, body: int, within: float) -> float:
+        """Distance of the arm from a body, m, at most `within`."""
+        found = pybullet.getClosestPoints(self._arm, body, within, physicsClientId=self._client)
+        return min((point[8] for point in found), default=within)
+
     def _sense(self, before: Array) -> None:
         """Note a touch; looks only when the arm may have come that far since the last look."""
         self._clearance -= float(self._reach @ np.abs(self._q - before))
         if self._clearance > 0.0:
             return
         nearest = _SENSING_RANGE
-        for body in self._obstacles:
-            found = pybullet.getClosestPoints(
-                self._arm, body, nearest, physicsClientId=self._client
-            )
-            nearest = min((point[8] for point in found), default=nearest)
+        for body in (*self._obstacles, *self._bodies):
+            nearest = self._nearest(body, nearest)
         self._touched = nearest <= 0.0
         self._clearance = max(nearest, 0.0)
 

@@ -148,3 +148,27 @@ def add_block(client: int | None, block: Block, show: Literal["visual", "collisi
             physicsClientId=client,
         )
     )
+
+
+def add_capsule(client: int | None, radius: float, axis: Array) -> int:
+    """Add a capsule that is moved by hand, for distances alone; returns the body's id."""
+    length = float(np.linalg.norm(axis))
+    shape = pybullet.createCollisionShape(
+        pybullet.GEOM_CAPSULE, radius=radius, height=length, physicsClientId=client
+    )
+    body = pybullet.createMultiBody(
+        baseMass=0.0, baseCollisionShapeIndex=shape, physicsClientId=client
+    )
+    pybullet.setCollisionFilterGroupMask(body, -1, 0, 0, physicsClientId=client)
+    return int(body)
+
+
+def place_capsule(client: int | None, body: int, start: Array, axis: Array) -> None:
+    """Put a capsule's axis `[3]`, m, at `start` `[3]`, m."""
+    x, y, z = (axis / max(float(np.linalg.norm(axis)), 1e-12)).tolist()
+    # The half turn about the middle between the capsule's own axis, z, and the wanted one.
+    middle = np.array([x, y, z + 1.0]) if z > -1.0 + 1e-9 else np.array([1.0, 0.0, 0.0])
+    middle = middle / np.linalg.norm(middle)
+    pybullet.resetBasePositionAndOrientation(
+        body, (start + 0.5 * axis).tolist(), [*middle.tolist(), 0.0], physicsClientId=client
+    )
