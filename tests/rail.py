@@ -28,6 +28,9 @@ class RailBody:
     def __init__(self, rails: int = 1) -> None:
         self.n, self.reach = rails, np.zeros(rails)
 
+    def reach_of(self, frame: str) -> Array:
+        return self.reach
+
     def positions(self, q: Array) -> Array:
         out = np.zeros((len(q), 3, 2))
         out[:, : self.n] = q[:, :, None]

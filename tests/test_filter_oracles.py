@@ -276,7 +276,7 @@ def test_x2_the_bound_is_not_below_the_arc(tau: float, exact: float) -> None:
     motion = Motion(np.array([[0.0], [tau]]), tau, np.ones(1))  # 1 rad/s, radius 0.8 m
     arc = 0.8 * (1.0 - np.cos(tau / 2.0))
     assert arc == pytest.approx(exact, rel=1e-4)
-    assert arc <= motion.turn(0.8)[0] <= exact * 1.001
+    assert arc <= motion.turn(np.array([0.8]))[0] <= exact * 1.001
 
 
 class Gate:

@@ -175,7 +175,7 @@ class Body:
         self, robot: str, capsules: Sequence[Capsule] = (), frames: Sequence[str] = ()
     ) -> None:
         self.robot, self.frames, self.capsules = robot, tuple(frames), tuple(capsules)
-        model = robot_model(robot)
+        self._model = model = robot_model(robot)
         self.n: int = model.nv
         self._chain = _Chain(model, robot)
         radii: list[float] = []
@@ -192,6 +192,10 @@ class Body:
         self.owner: Array = np.array(owner, int)
         self._columns = np.ascontiguousarray(np.array(columns).T)
         self.reach: Array = chain_reach(model, map(_fixed_point, columns))
+
+    def reach_of(self, frame: str) -> Array:
+        """`reach` of one frame's origin alone `[n]`, m."""
+        return chain_reach(self._model, [_fixed_point(self._chain.column(frame, np.zeros(3)))])
 
     @property
     def spheres(self) -> int:

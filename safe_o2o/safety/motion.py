@@ -58,20 +58,23 @@ class Motion:
             found = self._positions[id(body)] = body.positions(self.q)
         return found
 
-    def turn(self, reach: float) -> Array:
+    def turn(self, reach: Array) -> Array:
         """How far a point may leave the chord between its places at two set-points, `[K]`, m.
 
-        On the straight line in joint space |p''| <= R (sum |dq|)^2, so the arc stays within
-        R (sum |dq|)^2 / 8 of the chord and within 4 t (1 - t) of that at the share t of the way.
+        On the straight line in joint space p'' is the sum over all pairs of joints of what the
+        outer one, j, does to the point at a distance of at most R_j from its axis, turned by the
+        inner one: |p''| <= sum_j R_j |dq_j| (|dq_j| + 2 sum_{i<j} |dq_i|). The arc stays within an
+        eighth of that of the chord, and within 4 t (1 - t) of this at the share t of the way.
 
         Args:
-            reach: upper bound R on the distance of the point from any joint's axis, m.
+            reach: upper bounds R `[n]` on the distance of the point from each joint's axis, m.
         """
         if self._turn is None:
-            self._turn = self._loose * np.abs(self.steps).sum(axis=1) ** 2 / 8.0
-        return reach * self._turn
+            step = np.abs(self.steps)
+            self._turn = self._loose / 8.0 * step * (2.0 * np.cumsum(step, axis=1) - step)
+        return np.asarray(self._turn @ reach)
 
-    def sag(self, reach: float) -> Array:
+    def sag(self, reach: Array) -> Array:
         """`turn`, and what a parabola between two set-points adds to the straight line, `[K]`, m.
 
         An acceleration that is held over a tick bends the line by an eighth of the second
@@ -80,20 +83,17 @@ class Motion:
         if self._bend is None:
             rest = np.zeros((1, self.q.shape[1]))
             change = np.diff(self.velocity, axis=0, append=rest) * self.dt
-            self._bend = (
-                0.125
-                * self._loose
-                * np.maximum(_bend(change[:-1], self.steps), _bend(change[1:], self.steps))
-            )
-        return self.turn(reach) + reach * self._bend
+            self._bend = np.stack([_bend(change[:-1], self.steps), _bend(change[1:], self.steps)])
+            self._bend *= 0.125 * self._loose
+        return np.asarray(self.turn(reach) + (self._bend @ reach).max(axis=0))
 
 
 def _bend(change: Array, step: Array) -> Array:
-    """What of a second difference `[K, n]` leads off the line along a step `[K, n]`, `[K]`, rad."""
+    """What of a second difference `[K, n]` leads off the line along a step, `[K, n]`, rad."""
     length = np.einsum("kn,kn->k", step, step)
     share = np.einsum("kn,kn->k", change, step) / np.where(length > 0.0, length, np.inf)
     share = np.where(np.abs(share) <= 2.0, share, 0.0)  # beyond that the parabola turns back
-    return np.asarray(np.abs(change - share[:, None] * step).sum(axis=1))
+    return np.asarray(np.abs(change - share[:, None] * step))
 
 
 def below_chord(ends: Array, sag: Array) -> Array:

@@ -141,7 +141,7 @@ class Obstacles:
         self.body, self.margin, self.delay, self.max_age = body, margin, delay, max_age
         self.margins = dict(margins or {})
         self._owner = [body.capsules[i].frame for i in body.owner]
-        self._reach = float(body.reach.max())
+        self._reach = body.reach
         self.update(obstacles)
 
     def update(self, obstacles: Sequence[Obstacle]) -> None:

@@ -64,7 +64,7 @@ class SelfCollision:
         self._first, self._second = first[watched], second[watched]
         keep = np.array([special.get(pair, margin) for pair in pairs], np.float64)[watched]
         self._keep = keep + body.radius[self._first] + body.radius[self._second]
-        self._reach = 2.0 * float(body.reach.max())
+        self._reach = 2.0 * body.reach
 
     def fault(self, now: float) -> str:
         """Nothing here can be out of date."""

@@ -9,7 +9,6 @@ import numpy as np
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.body import Body
-from safe_o2o.safety.kinematics import Kinematics
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.workspace import Box, HalfPlane
 
@@ -51,8 +50,7 @@ class Tightening:
         if not (limits.q_high - limits.q_low > 2.0 * each).all():
             raise ConfigError(f"leaves a joint no range: {error} rad", where="tracking_error")
         tool, elbow = (
-            float(Kinematics(limits.robot, (frame,)).reach @ each)
-            for frame in (limits.tool_frame, limits.elbow_frame)
+            float(body.reach_of(frame) @ each) for frame in (limits.tool_frame, limits.elbow_frame)
         )
         return cls(tuple(each.tolist()), tool, elbow, float(body.reach @ each))
 

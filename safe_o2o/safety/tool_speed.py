@@ -62,7 +62,7 @@ class ToolSpeed:
             cap = min(cap, energy_speed(energy, mass if mass is not None else 0.0))
         self.body, self.cap, self.range = body, cap, cap
         self._point = body.spheres + body.frames.index(frame)
-        self._reach = float(body.reach.max())
+        self._reach = body.reach_of(frame)
 
     def fault(self, now: float) -> str:
         """Nothing here can be out of date."""

@@ -75,7 +75,7 @@ class Workspace:
         self._across = np.ascontiguousarray(self._normals.T)
         self.range = float((self.high - self.low).min() / 2.0)
         """Distance that counts as margin 1, m."""
-        self._reach = float(body.reach.max())
+        self._reach = np.maximum(*(body.reach_of(frame) for frame in body.frames))
 
     def rows(self, q: Array, dq: Array, dt: float) -> tuple[Array, Array]:
         """-grad d . w <= d / dt for each of the m half-planes, `[m, n]` and `[m]`, linearised."""
