@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,3 +227,9 @@ def test_a_task_without_camera_plays_but_does_not_see() -> None:
 def test_bad_settings_are_refused_by_name(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         SafeReachConfig(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("behavior", [Expert, Unsafe, RandomWalk])
+def test_a_script_for_another_task_is_refused_by_name(behavior: Any) -> None:
+    with pytest.raises(ConfigError, match="safe_reach only"):
+        behavior(object())

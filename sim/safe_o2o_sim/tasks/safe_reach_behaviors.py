@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from safe_o2o.errors import ConfigError
 from safe_o2o.types import Array, Observation
 from safe_o2o_sim.tasks.safe_reach import SafeReach
 
@@ -21,6 +22,11 @@ class _Behavior:
     _stream = 0
 
     def __init__(self, task: SafeReach) -> None:
+        if not isinstance(task, SafeReach):
+            raise ConfigError(
+                f"behaves in safe_reach only, not in {type(task).__name__}",
+                where=type(self).__name__.lower(),
+            )
         self.task = task
         self.reset(0)
 
