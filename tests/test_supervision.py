@@ -182,3 +182,29 @@ def test_an_arm_that_was_placed_is_ready_whatever_it_was_doing() -> None:
     rig.loop.reset()
     assert rig.mode is Mode.STOPPED and rig.watch.reset(rig.now) == ""
     assert rig.watch.arm(rig.now) == ""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda p: replace(p, q=np.vstack([p.q, p.q * np.nan])), "proposal_not_finite"),
+        (lambda p: replace(p, period=float("nan")), "proposal_period"),
+        (lambda p: replace(p, period=1e-6), "proposal_period"),
+        (
+            lambda p: replace(
+                p, q=np.hstack([p.q, p.q[:, :1]]), joint_names=(*p.joint_names, "finger")
+            ),
+            "proposal_shape",
+        ),
+    ],
+)
+def test_nothing_stands_in_for_a_first_proposal_that_is_none(spoil: Any, reason: str) -> None:
+    """In the ramp band a slower version is followed; of what is refused whole there is none."""
+    rig = Rig().armed()
+    for tick in range(60):
+        if tick % 5 == 0:
+            bad = spoil(rig.propose([0.3, 0, 0, 0, 0, 0, 0]))
+        rig.tick(bad)
+    np.testing.assert_array_equal(rig.state.q_command, rig.written[0])
+    assert rig.ticks[1].decision.reason == reason
+    assert rig.mode is Mode.DEGRADED

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.interfaces import Filter
 from safe_o2o.safety.codes import Kind, decision_codes, kind
+from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.safety.first_command import FirstCommand, FirstCommandConfig
 from safe_o2o.safety.shadow import ShadowReport
 from safe_o2o.safety.stall import StallConfig, StallMonitor
@@ -74,7 +74,7 @@ class Supervision:
 
     def __init__(
         self,
-        filter: Filter,
+        filter: SafetyFilter,
         joint_names: tuple[str, ...],
         period: float,
         config: SupervisionConfig | None = None,
@@ -95,8 +95,8 @@ class Supervision:
         self._given: Proposal | None = None  # the newest with a stamp of this clock
         self._end = 0.0  # of the newest proposal on the monotonic clock, s
         self._dropped: Proposal | None = None
+        self._slow: tuple[Proposal, Proposal] | None = None  # a far first one, and its stand-in
         self._pretended: RobotState | None = None  # of the arm that shadow mode moves
-        self.idle()
 
     # ------------------------------------------------------------------ requests
 
@@ -147,9 +147,7 @@ class Supervision:
         self._dropped = self._newest or self._dropped  # it may still be handed in
         self._newest = self._given = None
         self._end = 0.0
-        self._slow: tuple[Proposal, Proposal] | None = (
-            None  # a far first one, what stands in for it
-        )
+        self._slow = None
 
     @property
     def expects(self) -> bool:
@@ -258,11 +256,10 @@ class Supervision:
             return proposal
         if self._slow is not None and self._slow[0] is proposal:
             return self._slow[1]  # on its way there
-        try:
-            order = [proposal.joint_names.index(name) for name in self._names]
-            target = np.asarray(proposal.q, np.float64)[0, order]
-        except (ValueError, IndexError, TypeError):
-            return proposal  # the filter says what is wrong with it
+        fault, rows = self.filter.look(proposal)
+        if fault:
+            return proposal  # the filter refuses it; nothing stands in for what is no proposal
+        target = rows[0]
         band, self.detail = self.first_command.judge(target, state.q)
         if band == "pass":
             return proposal
@@ -307,13 +304,11 @@ class Supervision:
 
     def _wanted(self, proposal: Proposal, now: float) -> Array:
         """The row of a proposal that is being gone to `[n]`; all NaN where it has none."""
-        try:
-            rows = np.asarray(proposal.q, np.float64)
-            done = len(rows) - int((self._end - now) / proposal.period) - 1
-            order = [proposal.joint_names.index(name) for name in self._names]
-            return np.asarray(rows[min(max(done, 0), len(rows) - 1)][order])
-        except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError):
+        fault, rows = self.filter.look(proposal)
+        if fault:
             return np.full(len(self._names), np.nan)
+        ahead = int(min((self._end - now) / proposal.period, float(len(rows))))
+        return np.asarray(rows[max(len(rows) - 1 - ahead, 0)])
 
 
 def _length(proposal: Proposal) -> float:

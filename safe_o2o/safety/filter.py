@@ -138,7 +138,7 @@ class SafetyFilter:
             elbow_workspace: lowest and highest elbow position, m, if it has a box of its own.
             half_planes: further half-planes for tool and elbow: normal and offset, m.
             obstacles: what stands or moves in the arm's way; give an empty sequence where
-                `Obstacles.update` will tell later, None where nothing ever will.
+                `see` will tell later, None where nothing ever will.
             self_collision: whether the arm is kept from touching itself.
             load: what the arm carries or has mounted, in the frames of its links or tool; counts
                 for obstacles and self-collision.
@@ -222,6 +222,32 @@ class SafetyFilter:
         self._policy_time = 0.0
         self._clock: deque[tuple[float, float]] = deque(maxlen=self._remembered)
         self._tried = 0
+
+    def see(self, obstacles: Sequence[Obstacle]) -> None:
+        """What stands or moves in the arm's way from now on; replaces what was seen before.
+
+        Raises:
+            ConfigError: the filter was made without obstacles, or two have the same name.
+        """
+        watching = [c for c in self.constraints if isinstance(c, Obstacles)]
+        if not watching:
+            raise ConfigError(
+                "watches no obstacles", where="filter", todo="give it obstacles, none will do: ()"
+            )
+        for constraint in watching:
+            constraint.update(obstacles)
+
+    def look(self, proposal: Proposal) -> tuple[str, Array]:
+        """What the guards say of a proposal, without taking it up; never raises.
+
+        Returns:
+            The id of what is wrong, `""` when nothing is, and the targets `[H, n]` in the order of
+            `limits.joint_names`, rad.
+        """
+        try:
+            return self._guards.proposal(proposal, self._q)
+        except Exception:  # whatever it is, it is no proposal
+            return "proposal_invalid", np.empty((0, self._n))
 
     def certify(self, state: RobotState, proposal: Proposal | None, now: float) -> Decision:
         """One control tick; never raises.
