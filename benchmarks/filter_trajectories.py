@@ -44,7 +44,7 @@ from _motions import DT, ROOM, Distances, Motions, Trajectory
 from rich.console import Console
 from rich.progress import track
 
-from safe_o2o.data.intervals import wilson
+from safe_o2o.intervals import wilson
 from safe_o2o.safety.filter import FilterConfig, SafetyFilter
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.obstacle import Obstacle, Obstacles

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from safe_o2o.data.intervals import wilson
+from safe_o2o.intervals import wilson
 from tests.adversary import MARGIN, WORLDS, Tally, wild_run
 
 SLICE = 5_000

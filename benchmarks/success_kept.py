@@ -48,7 +48,7 @@ import qpsolvers
 from rich.console import Console
 from rich.progress import track
 
-from safe_o2o.data.intervals import bootstrap_mean, wilson
+from safe_o2o.intervals import bootstrap_mean, wilson
 from safe_o2o.runtime.cartesian import certified_box
 from safe_o2o.safety.body import Body, Geometry
 from safe_o2o.safety.filter import FilterConfig, SafetyFilter

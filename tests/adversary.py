@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from safe_o2o.safety.filter import FilterConfig, SafetyFilter
-from safe_o2o.safety.obstacle import Obstacle, Obstacles
+from safe_o2o.safety.obstacle import Obstacle
 from safe_o2o.types import Array, Proposal, RobotState, Verdict
 from tests.judge import DT, MEASURED, Judge
 
@@ -128,7 +128,6 @@ class World:
             robot, workspace=world["box"], obstacles=(), self_collision=True, tool_speed=None,
             period=DT, config=config, measured=MEASURED.get(robot),
         )  # fmt: skip
-        self.watched = next(c for c in self.filter.constraints if isinstance(c, Obstacles))
         self.judge = Judge(robot, world["box"])
         self.names, self.n = self.judge.names, len(self.judge.names)
         at_home = self.judge.place([self.home])[0]
@@ -174,7 +173,7 @@ class World:
             self.seen.clear()  # what was stamped by the clock before it jumped back says nothing
         self.seen.append(self.look())
         age = int(generator.integers(0, len(self.seen))) if generator.random() < 0.3 else 0
-        self.watched.update(self.seen[-1 - age])
+        self.filter.see(self.seen[-1 - age])
         measured = self.sent[0] + generator.uniform(-5e-3, 5e-3, self.n)
         if generator.random() < 0.003:
             measured[generator.integers(self.n)] = generator.choice([np.nan, np.inf, 9.0])

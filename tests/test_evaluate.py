@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safe_o2o.data.intervals import bootstrap_mean, wilson
 from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import ConfigError, DataError
+from safe_o2o.intervals import bootstrap_mean, wilson
 from safe_o2o.training.evaluate import summarize, summarize_by_behavior
 from tests.data_fakes import make_dataset
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from safe_o2o.safety.body import geometry_names
 from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.obstacle import Obstacle, Obstacles
 from safe_o2o.safety.self_collision import SelfCollision
+from safe_o2o.safety.shipped import shipped_names
 from safe_o2o.types import Proposal, RobotState, Verdict
 from tests.test_robot_models import HOMES
 
@@ -20,7 +20,7 @@ MEASURED = {
 }
 
 
-@pytest.mark.parametrize("robot", geometry_names())
+@pytest.mark.parametrize("robot", shipped_names("robot_geometry"))
 def test_an_arm_among_obstacles_goes_where_it_may(robot: str) -> None:
     measured = MEASURED.get(robot)
     safety = SafetyFilter.for_robot(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.fault_rows import ROWS, Row
@@ -14,3 +16,9 @@ def test_a_fault_has_the_expected_reaction_within_its_bound(row: Row, body: Body
     if body == "twin":
         pytest.importorskip("pybullet", reason="needs the simulator (pip install pybullet)")
     assert row.run(body)
+
+
+def test_the_page_of_the_filter_has_every_row() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "filter.md").read_text("utf-8")
+    for row in ROWS:
+        assert f"| {row.fault} | {row.reaction} | {row.bound} | " in page

@@ -26,7 +26,7 @@ def test_the_judge_sees_what_a_filter_that_is_blind_runs_into(
 ) -> None:
     for seed in (1, 2, 3):
         world, tally = World("panda", seed), Tally()
-        monkeypatch.setattr(world.watched, "update", lambda obstacles: None)
+        monkeypatch.setattr(world.filter, "see", lambda obstacles: None)
         for tick in range(1_000):
             if tick % 20 == 0:
                 proposal = wild_proposal(world)

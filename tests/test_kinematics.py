@@ -10,7 +10,8 @@ import yaml
 
 from safe_o2o.errors import ConfigError, UnknownNameError
 from safe_o2o.safety.body import Body
-from safe_o2o.safety.kinematics import Kinematics, robot_names
+from safe_o2o.safety.kinematics import Kinematics
+from safe_o2o.safety.shipped import shipped_names
 
 FRAMES = ("panda_hand_tcp", "panda_link4", "panda_hand")
 LOW = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
@@ -109,14 +110,14 @@ def test_returned_arrays_are_not_overwritten_by_the_next_query(kinematics: Kinem
 
 
 def test_unknown_arm_and_frame_are_refused_by_name(kinematics: Kinematics) -> None:
-    assert "panda" in robot_names()
+    assert "panda" in shipped_names("robot_models")
     with pytest.raises(UnknownNameError, match="panda"):
         Kinematics("pandas")
     with pytest.raises(ConfigError, match="panda_elbow"):
         kinematics.position(np.zeros(7), "panda_elbow")
 
 
-@pytest.mark.parametrize("robot", robot_names())
+@pytest.mark.parametrize("robot", shipped_names("robot_models"))
 def test_limits_and_model_of_every_arm_tell_the_same_story(robot: str) -> None:
     model = Kinematics(robot, ()).model
     folder = Path(__file__).resolve().parent.parent / "safe_o2o" / "safety" / "robot_limits"

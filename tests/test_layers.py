@@ -27,6 +27,7 @@ GROUND = (
     "catalog",
     "config",
     "errors",
+    "intervals",
     "files",
     "bundle",
     "lifecycle",

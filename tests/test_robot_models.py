@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from safe_o2o.errors import ConfigError, UnknownNameError
-from safe_o2o.safety.body import Body, Geometry, geometry_names
-from safe_o2o.safety.kinematics import POSTURES, Kinematics, robot_model, robot_names
+from safe_o2o.safety.body import Body, Geometry
+from safe_o2o.safety.kinematics import POSTURES, Kinematics, robot_model
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.self_collision import SelfCollision
+from safe_o2o.safety.shipped import shipped_names
 
 ROBOTS = ("fr3", "panda", "ur10e", "ur3e", "ur5e", "xarm6", "xarm7")
 UR = {  # a2, a3, d1, d4, d5, d6; reach of the data sheet, m
@@ -108,7 +109,9 @@ def by_table(robot: str, q: np.ndarray) -> np.ndarray:
 def test_every_arm_has_a_model_limits_and_a_body() -> None:
     folder = resources.files("safe_o2o.safety") / "robot_limits"
     limits = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
-    assert robot_names() == geometry_names() == tuple(limits) == ROBOTS
+    assert (
+        shipped_names("robot_models") == shipped_names("robot_geometry") == tuple(limits) == ROBOTS
+    )
     with pytest.raises(UnknownNameError, match="ur5e"):
         Geometry.load("ur5")
 

@@ -117,6 +117,10 @@ def test_a_silent_policy_latches_a_stop_and_shadow_mode_only_watches(world) -> N
     bench.drive(0.5)
     np.testing.assert_array_equal(bench.node.robot.read().q_command, start)
     assert bench.node.watch.shadow_report.report()["proposed"] > 10
+    answer = bench.call("shadow_report")
+    report = json.loads(answer.message)
+    assert report["proposed"] > 10 and report["interventions"] == 0
+    assert not answer.success and any("10000" in line for line in report["missing"])
     assert bench.call("arm").success
     bench.drive(0.3)
     bench.until(lambda: bench.mode is Mode.STOPPED)

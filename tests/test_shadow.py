@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safe_o2o.data import intervals
+from safe_o2o import intervals
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.shadow import REASONS, PromotionCriteria, Quantiles, ShadowReport, wilson
 from safe_o2o.safety.supervisor import Mode

@@ -259,6 +259,8 @@ def test_the_table_can_be_printed() -> None:
     lines = code_table().splitlines()
     assert len(lines) == len(CODES) + 2
     assert "| `tracking_error` | latched | " in code_table()
+    page = (Path(__file__).parents[1] / "docs" / "filter.md").read_text("utf-8")
+    assert code_table() in page
     for _, why in CODES.values():
         assert why.endswith(".") and len(why) < 90
 

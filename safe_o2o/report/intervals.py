@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from safe_o2o.data import intervals
+from safe_o2o import intervals
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -26,7 +26,7 @@ class Interval:
 
 
 def wilson(count: int, n: int) -> Interval:
-    """Share with Wilson's 95 % interval; see `safe_o2o.data.intervals.wilson`, n >= 1."""
+    """Share with Wilson's 95 % interval; see `safe_o2o.intervals.wilson`, n >= 1."""
     return Interval(count / n, *intervals.wilson(count, n))
 
 

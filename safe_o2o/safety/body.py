@@ -17,7 +17,7 @@ import yaml
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.kinematics import chain_reach, robot_model
-from safe_o2o.safety.shipped import shipped_names, shipped_text
+from safe_o2o.safety.shipped import shipped_text
 from safe_o2o.types import Array
 
 SPACING = 0.7
@@ -145,11 +145,6 @@ class Geometry:
             raise ConfigError(f"lacks {error.args[0]!r}", where=where) from error
         except (TypeError, ValueError) as error:
             raise ConfigError(f"is no body ({error})", where=where) from error
-
-
-def geometry_names() -> tuple[str, ...]:
-    """Names of the arms whose body we ship, sorted."""
-    return shipped_names("robot_geometry")
 
 
 class Body:

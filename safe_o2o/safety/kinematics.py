@@ -12,7 +12,7 @@ import numpy as np
 import pinocchio
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.safety.shipped import shipped_names, shipped_text
+from safe_o2o.safety.shipped import shipped_text
 from safe_o2o.types import Array
 
 POSTURES: dict[str, tuple[float, ...]] = dict(
@@ -20,11 +20,6 @@ POSTURES: dict[str, tuple[float, ...]] = dict(
     fr3=(0.0, 0.06, 0.0, -2.35, 0.0, 2.41, 0.785),
 )
 """Where an arm rests, rad: elbow up, tool pointing down over the middle of its table."""
-
-
-def robot_names() -> tuple[str, ...]:
-    """Names of the arms whose kinematics we ship, sorted."""
-    return shipped_names("robot_models")
 
 
 def robot_model(robot: str) -> pinocchio.Model:

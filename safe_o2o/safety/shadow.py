@@ -9,34 +9,21 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from math import ceil, inf, isfinite, log, sqrt
+from math import ceil, inf, isfinite, log
 from typing import Any
 
 import numpy as np
 
 from safe_o2o.errors import ConfigError
+from safe_o2o.intervals import wilson
 from safe_o2o.safety.guards import joint_vector
 from safe_o2o.safety.supervisor import Mode
 from safe_o2o.types import Array, Decision, Verdict
 
-Z = 1.959963984540054
-"""Two-sided 95 % point of the normal distribution."""
 REASONS = 64
 """Reasons that are counted apart; what comes later is "other": the report's size is bounded."""
 CLIP_EDGES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 """Edges of the clip histogram, rad."""
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Score interval of a rate at 95 % (Wilson 1927); (0, 1) for n = 0, where nothing is known."""
-    # data.intervals has it for any level, and the filter's side must not import data.
-    if n == 0:
-        return 0.0, 1.0
-    rate, scale = count / n, 1.0 + Z * Z / n
-    centre = rate + Z * Z / (2 * n)
-    half = Z * sqrt(rate * (1.0 - rate) / n + Z * Z / (4 * n * n))
-    low = 0.0 if count == 0 else (centre - half) / scale
-    return low, 1.0 if count == n else (centre + half) / scale
 
 
 class Quantiles:

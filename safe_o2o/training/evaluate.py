@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from safe_o2o.data.intervals import bootstrap_mean, wilson
 from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import DataError
+from safe_o2o.intervals import bootstrap_mean, wilson
 from safe_o2o.types import Verdict
 
 

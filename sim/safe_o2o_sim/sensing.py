@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from safe_o2o.errors import ConfigError
 from safe_o2o.safety.filter import SafetyFilter
-from safe_o2o.safety.obstacle import Obstacle, Obstacles
+from safe_o2o.safety.obstacle import Obstacle
 from safe_o2o.types import Decision, Proposal, RobotState
 
 
@@ -14,7 +13,7 @@ class Watching:
     """The same filter, with eyes.
 
     Args:
-        filter: what certifies; one of its constraints is `Obstacles`.
+        filter: what certifies; it watches obstacles.
         seen: the obstacles as known at a time, s, on the clock of the readings.
 
     Raises:
@@ -22,10 +21,8 @@ class Watching:
     """
 
     def __init__(self, filter: SafetyFilter, seen: Callable[[float], Sequence[Obstacle]]) -> None:
-        watched = [c for c in filter.constraints if isinstance(c, Obstacles)]
-        if not watched:
-            raise ConfigError("watches no obstacles", where="filter")
-        self.filter, self.obstacles, self.seen = filter, watched[0], seen
+        self.filter, self.seen = filter, seen
+        filter.see(())  # refused here, not in the first tick
 
     def reset(self, state: RobotState) -> None:
         """See `SafetyFilter.reset`."""
@@ -33,5 +30,5 @@ class Watching:
 
     def certify(self, state: RobotState, proposal: Proposal | None, now: float) -> Decision:
         """See `SafetyFilter.certify`."""
-        self.obstacles.update(self.seen(now))
+        self.filter.see(self.seen(now))
         return self.filter.certify(state, proposal, now)

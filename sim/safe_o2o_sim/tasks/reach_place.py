@@ -14,16 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.runtime.cartesian import WORKSPACE, CartesianDelta
+from safe_o2o.runtime.cartesian import WORKSPACE
 from safe_o2o.safety.obstacle import Obstacle
-from safe_o2o.spaces import ActionSpec, ArraySpec, ObservationSpec, Spec
-from safe_o2o.types import Array, Observation, Proposal, RobotState, Source
+from safe_o2o.spaces import ArraySpec, ObservationSpec, Spec
+from safe_o2o.types import Array, Observation, RobotState
 from safe_o2o_sim.pybullet_twin import PybulletTwin
 from safe_o2o_sim.scene import EMPTY
+from safe_o2o_sim.tasks.cartesian_task import TOOL_POSE, CartesianTask, Corner, tool_steps
 from safe_o2o_sim.twin_camera import TwinCamera
 from safe_o2o_sim.visitor import Leg, Visitor
-
-Corner = tuple[float, float, float]
 
 VARIANTS = ("standard", "crowded", "alone")
 """One hand and a walker; two hands and a walker; nobody."""
@@ -86,22 +85,19 @@ class ReachPlaceConfig:
 
     def spec(self) -> Spec:
         """What a policy of this task sees and does."""
-        pose = ("x", "y", "z", "sin_yaw", "cos_yaw")
         people = _HANDS[self.variant] + (self.variant != "alone")
         arrays = {
-            "tcp_pose": ArraySpec((5,), "float32", "m", names=pose),
+            "tcp_pose": TOOL_POSE,
             "object": ArraySpec((3,), "float32", "m", names=("x", "y", "z")),
             "goal": ArraySpec((3,), "float32", "m", names=("x", "y", "z")),
             "holding": ArraySpec((1,), "float32", "1", names=("holding",), low=0.0, high=1.0),
         }
         if people:  # both ends of each axis, as seen last
             arrays["visitors"] = ArraySpec((people, 6), "float32", "m")
-        delta = self.max_delta
-        action = ActionSpec(("dx", "dy", "dz"), "m", (-delta,) * 3, (delta,) * 3, self.period)
-        return Spec(ObservationSpec(arrays), action)
+        return Spec(ObservationSpec(arrays), tool_steps(self.max_delta, self.period))
 
 
-class ReachPlace:
+class ReachPlace(CartesianTask):
     """The task on the twin.
 
     Args:
@@ -123,9 +119,8 @@ class ReachPlace:
         camera: TwinCamera | None = None,
         config: ReachPlaceConfig | None = None,
     ) -> None:
-        self.twin, self.config = twin, ReachPlaceConfig() if config is None else config
-        self.spec, self.max_steps = self.config.spec(), self.config.max_steps
-        self.cartesian = CartesianDelta(self.spec.action, workspace=self.config.workspace)
+        self.config = config = ReachPlaceConfig() if config is None else config
+        super().__init__(twin, config.spec(), config.workspace, config.max_steps)
         self.object, self.goal = np.zeros(3), np.zeros(3)
         self.holding, self._rested, self._tool = False, 0, np.zeros(3)
         self._generator = np.random.default_rng(0)
@@ -157,16 +152,6 @@ class ReachPlace:
             people = self.seen(state.stamp)
             obs["visitors"] = np.array([(*p.centre, *(p.end or p.centre)) for p in people], "f4")
         return obs
-
-    def proposal(
-        self, action: Array, state: RobotState, source: Source = Source.POLICY
-    ) -> Proposal:
-        """Joint targets for an action `[3]`; see `CartesianDelta.proposal`."""
-        return self.cartesian.proposal(action, state, source)
-
-    def executed_action(self, before: RobotState, after: RobotState) -> Array:
-        """The action `[3]` that the certified commands amounted to."""
-        return self.cartesian.executed_action(before, after)
 
     def outcome(self) -> tuple[float, float, bool]:
         """Reward, cost and `terminated` since the last call, which is a policy period ago."""

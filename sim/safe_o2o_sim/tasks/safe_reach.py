@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from safe_o2o.errors import ConfigError, RobotStateError
-from safe_o2o.runtime.cartesian import WORKSPACE, CartesianDelta
-from safe_o2o.spaces import ActionSpec, ArraySpec, ObservationSpec, Spec
-from safe_o2o.types import Array, Observation, Proposal, RobotState, Source
+from safe_o2o.runtime.cartesian import WORKSPACE
+from safe_o2o.spaces import ArraySpec, ObservationSpec, Spec
+from safe_o2o.types import Array, Observation, RobotState
 from safe_o2o_sim.pybullet_twin import PybulletTwin
 from safe_o2o_sim.randomization import EpisodeLayout, require_variant, sample_layout
+from safe_o2o_sim.tasks.cartesian_task import TOOL_POSE, CartesianTask, Corner, tool_steps
 from safe_o2o_sim.twin_camera import TwinCamera
-
-Corner = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -57,20 +56,15 @@ class SafeReachConfig:
 
     def spec(self) -> Spec:
         """What a policy of this task sees and does."""
-        size, delta = self.image_size, self.max_delta
-        pose = ("x", "y", "z", "sin_yaw", "cos_yaw")
+        size = self.image_size
+        image = ArraySpec((size, size, 3), "uint8", "intensity", low=0.0, high=255.0)
         return Spec(
-            ObservationSpec(
-                {
-                    "image": ArraySpec((size, size, 3), "uint8", "intensity", low=0.0, high=255.0),
-                    "tcp_pose": ArraySpec((5,), "float32", "m", names=pose),
-                }
-            ),
-            ActionSpec(("dx", "dy", "dz"), "m", (-delta,) * 3, (delta,) * 3, self.period),
+            ObservationSpec({"image": image, "tcp_pose": TOOL_POSE}),
+            tool_steps(self.max_delta, self.period),
         )
 
 
-class SafeReach:
+class SafeReach(CartesianTask):
     """The task on the twin.
 
     Args:
@@ -88,10 +82,9 @@ class SafeReach:
         camera: TwinCamera | None = None,
         config: SafeReachConfig | None = None,
     ) -> None:
-        self.twin, self.camera = twin, camera
-        self.config = SafeReachConfig() if config is None else config
-        self.spec, self.max_steps = self.config.spec(), self.config.max_steps
-        self.cartesian = CartesianDelta(self.spec.action, workspace=self.config.workspace)
+        self.camera = camera
+        self.config = config = SafeReachConfig() if config is None else config
+        super().__init__(twin, config.spec(), config.workspace, config.max_steps)
         self._layout: EpisodeLayout | None = None
         if camera is not None:
             camera.connect()
@@ -131,16 +124,6 @@ class SafeReach:
         self.camera.follow(state.q, state.stamp)
         image, _ = self.camera.read()
         return self.cartesian.observe(state, image)
-
-    def proposal(
-        self, action: Array, state: RobotState, source: Source = Source.POLICY
-    ) -> Proposal:
-        """Joint targets for an action `[3]`; see `CartesianDelta.proposal`."""
-        return self.cartesian.proposal(action, state, source)
-
-    def executed_action(self, before: RobotState, after: RobotState) -> Array:
-        """The action `[3]` that the certified commands amounted to."""
-        return self.cartesian.executed_action(before, after)
 
     def outcome(self) -> tuple[float, float, bool]:
         """Reward, cost and `terminated` since the last call."""

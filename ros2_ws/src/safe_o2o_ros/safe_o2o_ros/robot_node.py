@@ -33,7 +33,6 @@ from safe_o2o.runtime.control_loop import ControlLoop
 from safe_o2o.runtime.supervision import Supervision, SupervisionConfig
 from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.safety.first_command import FirstCommandConfig
-from safe_o2o.safety.obstacle import Obstacles
 from safe_o2o.safety.supervisor import Mode
 from safe_o2o.safety.watchdog import COMMAND, IMAGE, JOINT_STATE, SourceLimits
 from safe_o2o.types import RobotState, Verdict
@@ -132,7 +131,7 @@ class RobotNode(GuardedNode):
         self.robot.connect()
         # No camera here: the picture is made in another process, from its own copy of the scene.
         self.task = made(self.robot, None, made.config_class(variant=config.variant))
-        filter_ = SafetyFilter.for_robot(
+        self.filter = SafetyFilter.for_robot(
             config.arm,
             workspace=certified_box(self.task.config.workspace),
             tool_speed=self.task.config.tool_speed,
@@ -143,7 +142,7 @@ class RobotNode(GuardedNode):
         if config.arm_at_reset and not isinstance(self.robot, Simulated):
             raise ConfigError("is for simulated arms only", where="arm_at_reset")
         self.watch = Supervision(
-            filter_,
+            self.filter,
             self.robot.joint_names,
             self.robot.period,
             SupervisionConfig(
@@ -153,7 +152,7 @@ class RobotNode(GuardedNode):
                 first_command=FirstCommandConfig(config.first_pass, config.first_ramp),
             ),
         )
-        self.loop = ControlLoop(self.robot, filter_, supervision=self.watch)
+        self.loop = ControlLoop(self.robot, self.filter, supervision=self.watch)
         self.progress = ProposalProgress(self.robot.period, retry=self.task.spec.action.period)
         self._tick_wall = self.robot.period / config.speed
         self._state_every = max(1, round(1.0 / (config.state_rate * self.robot.period)))
@@ -341,10 +340,7 @@ class RobotNode(GuardedNode):
 
     def _on_obstacles(self, msg: PointCloud2) -> None:
         """All obstacles anew; a message that cannot be used is no news."""
-        found = obstacles_from_msg(msg, self.config.base_frame)
-        for constraint in self.loop.filter.constraints:
-            if isinstance(constraint, Obstacles):
-                constraint.update(found)
+        self.filter.see(obstacles_from_msg(msg, self.config.base_frame))
         self.watch.watchdog.feed("obstacles", time.monotonic())
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:

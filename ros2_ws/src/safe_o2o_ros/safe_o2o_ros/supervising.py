@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from safe_o2o.runtime.supervision import Supervision
+from safe_o2o.safety.shadow import PromotionCriteria
 from safe_o2o.safety.supervisor import Mode
 from safe_o2o_ros import qos
 from safe_o2o_ros.conversions import PolicyOutput, record_from_msg
@@ -22,7 +24,9 @@ LOOK = 0.2
 
 
 class Supervising:
-    """Services `~/arm`, `~/disarm`, `~/stop`, `~/reset` and `~/shadow`, answered between two ticks.
+    """Services `~/arm`, `~/disarm`, `~/stop`, `~/reset`, `~/shadow` and `~/shadow_report`.
+
+    They are answered between two ticks.
 
     A policy that went away and a camera that is late, silent or frozen stop the arm.
 
@@ -36,6 +40,7 @@ class Supervising:
         self.node, self.watch = node, watch
         for name in REQUESTS:
             node.create_service(Trigger, f"~/{name}", node.guarded(self._request(name)))
+        node.create_service(Trigger, "~/shadow_report", node.guarded(self._shadow_report))
         for topic in cameras:
             node.create_subscription(Image, topic, node.guarded(self._picture(topic)), qos.STREAM)
         node.create_subscription(
@@ -70,6 +75,16 @@ class Supervising:
             return response
 
         return answer
+
+    def _shadow_report(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        """What shadow mode has counted, as JSON; success once nothing is missing to promote."""
+        report = self.watch.shadow_report
+        missing = report.verdict(PromotionCriteria())
+        response.success = not missing
+        response.message = json.dumps(report.report() | {"missing": missing})
+        return response
 
     def _picture(self, topic: str) -> Callable[[Image], None]:
         def watch(msg: Image) -> None:
