@@ -148,7 +148,7 @@ class Line:
 
 def curve(name: str, title: str, line: Line, label: str, *, role: str = "policy") -> str:
     """One training metric: rolling median and band over updates, last value at the line's end."""
-    figure, axes = panel(300, 172, left=52, right=44, top=30, bottom=28)
+    figure, axes = panel(300, 172, left=52, right=58, top=30, bottom=28)
     tint = colour(role)
     axes.fill_between(line.step, line.low, line.high, color=tint, alpha=0.18, linewidth=0)
     axes.plot(line.step, line.median, color=tint, linewidth=1.8, solid_capstyle="round")
