@@ -167,7 +167,7 @@ class Run:
     q: Array
     passed: Array
     reasons: Counter[str] = field(default_factory=Counter)
-    paths: list[JointPath | None] = field(default_factory=list)
+    paths: list[tuple[JointPath | None, float]] = field(default_factory=list)  # and where on it
     stood: tuple[int, str] | None = None  # tick and reason of the first standstill
 
 
@@ -185,7 +185,8 @@ def filtered(safety: SafetyFilter, policy: Policy, ticks: int, insist: int | Non
         sent.append(q)
         passed.append(decision.verdict is Verdict.PASS)
         run.reasons[decision.reason] += 1
-        run.paths.append(safety._path)  # a look inside: which path is in progress
+        path = safety._path  # a look inside: which path is in progress, and how far
+        run.paths.append((path, path.time if path is not None else 0.0))
         if np.abs(decision.command.dq).max() > ARRIVED:
             continue
         if run.stood is None and decision.verdict is Verdict.STOPPED:
@@ -220,16 +221,16 @@ def off_path(path: JointPath, whole: Array, q: Array) -> float:
 def deviation(run: Run, known: JointPath | None) -> tuple[float, int]:
     """Farthest that set-points are from the path in progress, rad; ticks beside every path."""
     worst, beside, path, whole = 0.0, 0, known, np.empty(0)
-    for k, (q, own) in enumerate(zip(run.q, run.paths, strict=True)):
+    for k, (q, (own, time)) in enumerate(zip(run.q, run.paths, strict=True)):
         beside += own is None
         new = own if known is None and own is not None else path
         if new is not None and (new is not path or not len(whole)):
             path, whole = new, new.positions(np.arange(ceil(new.end) + 1.0))
         if path is None or (k and (q == run.q[k - 1]).all()):
             continue
-        at = path.at(own.time) if own is path and own is not None else None
-        if at is None or not (at == q).all():  # else it is on the path to the last bit
-            worst = max(worst, off_path(path, whole, q))
+        # Where the filter says it is, if that is right; else wherever the path comes nearest.
+        far = float(np.abs(path.at(time) - q).max())
+        worst = max(worst, far if far <= BAR_DEVIATION else off_path(path, whole, q))
     return worst, beside
 
 

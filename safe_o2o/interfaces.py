@@ -180,6 +180,24 @@ class Constraint(Protocol):
         ...
 
 
+@runtime_checkable
+class SettledByPath(Constraint, Protocol):
+    """A constraint that one look at a path can settle for all that is sent on it."""
+
+    def along(self, path: Any, motion: Any) -> float | None:
+        """Least clearance of whatever is sent on a path, at its own pace or more slowly.
+
+        Args:
+            path: `safety.path.JointPath`.
+            motion: all of it at its own pace, with loose bounds between the ticks.
+
+        Returns:
+            A lower bound >= 0 in the constraint's own unit; None where each motion has to be looked
+            at by itself.
+        """
+        ...
+
+
 class Filter(Protocol):
     """What stands between a proposal and the motors."""
 

@@ -15,6 +15,7 @@ from safe_o2o.safety.joint_limits import JointLimits
 from safe_o2o.safety.kinematics import POSTURES, Kinematics
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.motion import Motion
+from safe_o2o.safety.path import JointPath
 from safe_o2o.types import Array, Decision, Proposal, RobotState, Verdict
 
 BOX = ((0.30, -0.26, 0.01), (0.70, 0.26, 0.28))
@@ -250,8 +251,10 @@ class Broken(JointLimits):
 
     def __init__(self, answer: Callable[[Motion], Any], after: int) -> None:
         super().__init__(LIMITS)
-        self.static = False  # asked in every tick
         self.answer, self.left = answer, after
+
+    def along(self, path: JointPath, motion: Motion) -> None:
+        """Nothing is settled: it is asked in every tick."""
 
     def swept(self, motion: Motion) -> Any:
         self.left -= 1

@@ -114,7 +114,7 @@ def test_o3_the_exact_check_stops_sooner_than_the_bound() -> None:
     limits, dt, one = rail_limits(v=2.0, a=10.0, j=400.0), 0.001, np.ones(1)
     path = JointPath(np.zeros(1), one, 0.0 * one, np.array([[1.0], [2.0]]), 1.0, dt, rest=0.3)
     stopping = Stopping(limits, dt, JointDifferences(limits, dt))
-    stop, refusal = stopping.after(path, 100.0, 1.0, path.at(99.0), one, 0.0 * one)
+    stop, refusal = stopping.after(path, 100.0, 1.0, path.at(99.0), one, 0.0 * one, False)
     assert not refusal and stop is not None and stop.times is not None
     assert 0.0625 - 1e-3 <= float(stop.q[-1, 0] - stop.first[0]) <= 0.0625 * 1.35 < 0.098905
 
@@ -133,7 +133,7 @@ def test_o4_a_brake_on_a_circle_does_not_forget_the_curvature(speed: float, best
     stopping = Stopping(two, dt, JointDifferences(two, dt))
     here, before = 0.1 / speed / dt, path.at(0.1 / speed / dt)
     v = (before - path.at(here - 1.0)) / dt
-    stop, refusal = stopping.after(path, here + 1.0, 1.0, before, v, np.zeros(2))
+    stop, refusal = stopping.after(path, here + 1.0, 1.0, before, v, np.zeros(2), False)
     assert not refusal and stop is not None and stop.times is not None
     q = np.vstack([path.at(here - 1.0), before, stop.first, stop.q, stop.q[-1:]])
     real = np.abs(np.diff(q, n=2, axis=0)) / dt**2

@@ -27,7 +27,7 @@ from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.motion import Motion
 from safe_o2o.safety.obstacle import MARGIN, Obstacle, Obstacles
 from safe_o2o.safety.path import JointPath
-from safe_o2o.safety.precheck import PathCheck
+from safe_o2o.safety.precheck import PathCheck, PathConstraints
 from safe_o2o.safety.self_collision import OWN_MARGIN, SelfCollision
 from safe_o2o.safety.stopping import Stop, Stopping
 from safe_o2o.safety.sweep import SLACK, JointDifferences, lowest_clearance
@@ -89,11 +89,8 @@ class SafetyFilter:
         if not constraints:
             raise ConfigError("needs at least the joint limits", where="constraints")
         self.limits, self.constraints, self.period = limits, tuple(constraints), period
+        self._by_path = PathConstraints(self.constraints)
         self.config = config or FilterConfig()
-        # What one look at a path settles, what a slower clock keeps, and what each tick looks at.
-        self._static = [c for c in self.constraints if c.static]
-        self._speed = [c for c in self.constraints if isinstance(c, ToolSpeed)]
-        self._changing = [c for c in self.constraints if not c.static and c not in self._speed]
         self._n = len(limits.joint_names)
         # As far back as the observation behind a proposal may lie.
         self._remembered = int(self.config.max_proposal_age / period) + 1
@@ -219,6 +216,7 @@ class SafetyFilter:
         self._fault, self._held_for = "", ""
         self._lead = 0.0  # of the plan after a deflection
         self._current = False  # whether the path in progress is the proposal's
+        self._waits = False  # at rest, and a constraint was in the way at the last tick
         self._policy_time = 0.0
         self._clock: deque[tuple[float, float]] = deque(maxlen=self._remembered)
         self._tried = 0
@@ -355,8 +353,13 @@ class SafetyFilter:
                     if aside is not None:
                         return aside
                 if self._tried >= self.config.candidates:
-                    return self._play_stop(wall, now)
-        return self._play_stop(wall or joints, now)
+                    return self._wait(wall, now)
+        return self._wait(wall, now) if wall else self._play_stop(joints, now)
+
+    def _wait(self, wall: str, now: float) -> Decision:
+        """A constraint is in the way of every candidate."""
+        self._waits = not self._v.any()
+        return self._play_stop(wall, now)
 
     def _go_round(
         self, deflection: Deflection, path: JointPath, wall: str, now: float
@@ -396,6 +399,8 @@ class SafetyFilter:
             late = self._next.late  # refused before, and the arm has moved on since
             self._next = self._plan()
             self._next.late = late or self._next.late or self._held_for
+        if self._waits and self._next is not None:
+            return [self._next]  # an arm at rest has nothing to lose by leaving the old one
         return [path for path in (self._next, self._path) if path is not None]
 
     def _rates(self, path: JointPath) -> Iterator[float]:
@@ -406,9 +411,10 @@ class SafetyFilter:
             # Of what the joints' accelerations allow; the check has the last word.
             full = np.abs(path.motion(path.time)[0])
             most = float((self.limits.acceleration * self.period / np.maximum(full, 1e-9)).min())
-            for gain in (most * share for share in FASTER):
-                if now < now + gain < 1.0:
-                    yield now + gain
+            # What stood in the way of an arm at rest a tick ago mostly still does: then only as
+            # fast as can be, should that lead away from it, and as slowly as can be.
+            gains = (FASTER[0], FASTER[-1]) if self._waits else FASTER
+            yield from (now + most * gain for gain in gains if now < now + most * gain < 1.0)
             if now > 0.0:
                 yield now
         floor = self._stop.rate if path is self._path else 0.0
@@ -434,7 +440,12 @@ class SafetyFilter:
     def _candidate(self, path: JointPath, rate: float) -> tuple[_Candidate | None, str]:
         """One tick at this rate and the stop after it, if the joints can do both."""
         time = min(path.time + rate, path.end)
-        stop, refusal = self._stopping.after(path, time, rate, self._q, self._v, self._change)
+        # On its path an arm stops on its path; at rest, or beside it, what the joints can do goes.
+        aside = len(self._stop.q) > 0 and self._stop.times is None
+        leave = aside or not self._v.any()
+        stop, refusal = self._stopping.after(
+            path, time, rate, self._q, self._v, self._change, leave
+        )
         if stop is None:
             return None, refusal
         q = np.concatenate([self._q[None], stop.first[None], stop.q])
@@ -447,13 +458,11 @@ class SafetyFilter:
         left: Sequence[Constraint] = self.constraints
         if stop.times is not None:  # all of it on the path
             if path.check is None:
-                path.check = PathCheck(path, self._static, self._speed, self.period, self._v)
-            if path.check.inside:
-                times = np.concatenate([[found.time], stop.times])
-                refused, margin = path.check.refusal(path.time, times)
-                if refused:
-                    return refused, 0.0
-                left = self._changing
+                path.check = PathCheck(path, self._by_path, self.period, self._v)
+            times = np.concatenate([[found.time], stop.times])
+            refused, margin, left = path.check.look(path.time, times)
+            if refused:
+                return refused, 0.0
         if not left:
             return "", margin
         delay = self.config.latency * self.period
@@ -470,7 +479,7 @@ class SafetyFilter:
         if path is self._next:
             self._path, self._next, self._current = path, None, True
         moved = found.time - path.time
-        path.time, path.rate = found.time, found.rate
+        path.time, path.rate, self._waits = found.time, found.rate, False
         path.late = path.late or refusal
         self._passed(path, moved, now)
         self._stop, self._margin = found.stop, margin

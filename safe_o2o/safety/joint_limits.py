@@ -7,6 +7,8 @@ import numpy as np
 from safe_o2o.safety.braking import largest_velocity
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.motion import Motion
+from safe_o2o.safety.path import JointPath
+from safe_o2o.safety.sweep import ROUNDING
 from safe_o2o.types import Array
 
 
@@ -19,7 +21,8 @@ class JointLimits:
 
     name = "joint_limits"
     unit = "rad"
-    # A path may turn back between two of its ticks, beyond both: what is sent is looked at itself.
+    # A path may turn back between two of its ticks, beyond both: unless all of it is well inside
+    # (`along`), what is sent is looked at itself.
     static = False
     exact_rows = True
 
@@ -51,6 +54,12 @@ class JointLimits:
         """Distances `[K, 2n]` to the lower and upper joint limits, rad, at `[K, n]`."""
         limits = self.limits
         return np.concatenate([q - limits.q_low, limits.q_high - q], axis=1)
+
+    def along(self, path: JointPath, motion: Motion) -> float | None:
+        """Least distance of all points of the path, rad; None where one may be outside."""
+        low, high = path.hull()
+        least = float(np.minimum(low - self.limits.q_low, self.limits.q_high - high).min())
+        return least if least >= ROUNDING else None
 
     def swept(self, motion: Motion) -> tuple[Array, Array]:
         """Least distance, at the start `[2n]` and in each tick `[K, 2n]`, rad."""

@@ -81,8 +81,10 @@ class Motion:
         difference at most. What of that points along the line leaves it only where it turns back.
         """
         if self._bend is None:
-            rest = np.zeros((1, self.q.shape[1]))
-            change = np.diff(self.velocity, axis=0, append=rest) * self.dt
+            change = np.empty_like(self.velocity)
+            np.subtract(self.velocity[1:], self.velocity[:-1], out=change[:-1])
+            np.negative(self.velocity[-1], out=change[-1])
+            change *= self.dt
             self._bend = np.stack([_bend(change[:-1], self.steps), _bend(change[1:], self.steps)])
             self._bend *= 0.125 * self._loose
         return np.asarray(self.turn(reach) + (self._bend @ reach).max(axis=0))

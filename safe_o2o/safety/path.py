@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from math import ceil, sqrt
+from math import ceil, comb, sqrt
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ BLOCK = 256
 RESERVE = 0.95
 """Share of the acceleration that a path of our own pace may take: with all of it used up in a curve
 nothing is left to brake along it, and a stop would leave it."""
+BERNSTEIN = np.array([[comb(i, j) / comb(5, j) for j in range(6)] for i in range(6)])
+"""From the coefficients of a quintic on [0, 1] to its control points, between which it stays."""
 TAIL = 1.05
 """Reserve of the tail beyond the last target over the least duration that the limits allow."""
 
@@ -206,18 +208,26 @@ class JointPath:
         # No shape is slower than the mean speed of its segments: shorter stretches need no try.
         move = np.abs(np.diff(np.vstack([q, target]), axis=0))
         least = min(float((move / (speed * period)).max()), STRETCHES[-1])
+        # Already under way in its direction, or at rest: speed is gained along it.
+        path = shaped(1.0, False, aligned=True)
+        full, _ = path.motion(0.0)
+        size, beside = float(full @ full), ALIGNED * acceleration * tick
+        along = float(v @ full) / size if size > 0.0 else 0.0
+        joins = (np.abs(v - along * full) <= beside).all() and along >= 0.0
+        if joins:
+            # Such a path keeps its shape: what it asks for at one pace tells what at any other.
+            least = max(least, path.pace(speed, calm, jerk))
         for stretch in STRETCHES:
-            if stretch < least:
+            if stretch < min(least, STRETCHES[-1]):
                 continue
-            # Already under way in its direction, or at rest: speed is gained along it.
-            path = shaped(stretch, False, aligned=True)
-            full, _ = path.motion(0.0)
-            size = float(full @ full)
-            path.rate = min(max(float(v @ full) / size, 0.0), 1.0) if size > 0.0 else 1.0
-            beside = np.abs(v - path.rate * full) <= ALIGNED * acceleration * tick
-            if beside.all() and not path.refusal(full, slow, speed, calm, jerk):
-                path.late = late
-                return path
+            if joins:
+                path = shaped(stretch, False, aligned=True)
+                full, _ = path.motion(0.0)
+                path.rate = min(along * stretch, 1.0) if size > 0.0 else 1.0
+                beside_path = np.abs(v - path.rate * full) <= beside
+                if beside_path.all() and not path.refusal(full, slow, speed, calm, jerk):
+                    path.late = late
+                    return path
             for gentle in (False, True) if stretch > 1.0 else ():
                 path = shaped(stretch, gentle)
                 if not path.refusal(v, a, speed, calm, jerk):
@@ -225,6 +235,14 @@ class JointPath:
                     return path
         path.late = late  # the slowest one: each tick is checked again anyway
         return path
+
+    def pace(self, speed: Array, acceleration: Array, jerk: Array) -> float:
+        """About by how much it would have to be stretched, if at all, for the joints to follow."""
+        value, stretch = self.positions(np.arange(self.ticks + 1.0)), 0.0
+        for order, bound in enumerate((speed, acceleration, jerk), start=1):
+            value = np.diff(value, axis=0) / self._tick
+            stretch = max(stretch, float((np.abs(value) / bound).max(initial=0.0)) ** (1 / order))
+        return stretch
 
     def refusal(
         self, v: Array, a: Array | None, speed: Array, acceleration: Array, jerk: Array
@@ -265,6 +283,13 @@ class JointPath:
         v = b + u * (2.0 * c + u * (3.0 * d + u * (4.0 * e + u * 5.0 * f)))
         a = 2.0 * c + u * (6.0 * d + u * (12.0 * e + u * 20.0 * f))
         return np.asarray(v / period), np.asarray(a / period**2)
+
+    def hull(self) -> tuple[Array, Array]:
+        """Joint positions `[n]`, rad, below and above which no point of the path lies."""
+        length = np.diff(self._edges, append=self._stops)
+        scaled = self._pieces * (length[:, None] ** np.arange(6.0))[:, :, None]
+        control = BERNSTEIN @ scaled
+        return control.min(axis=(0, 1)), control.max(axis=(0, 1))
 
     @property
     def phase(self) -> float:

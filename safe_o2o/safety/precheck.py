@@ -1,100 +1,137 @@
 """What can be said of a path once and for all, so that a tick need not say it again.
 
-Wherever the arm slows down or stops on its path, it stays on it. Limits that do not change with
-time therefore need one look at the whole path; a tick only asks how far along it is proven clear.
+Wherever the arm slows down or stops on its path, it stays on it. One look at the path therefore
+settles most limits for most of it; only where it leaves a doubt is the very motion that would be
+sent looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil, inf
 
 import numpy as np
 
-from safe_o2o.interfaces import Constraint
+from safe_o2o.interfaces import Constraint, SettledByPath
 from safe_o2o.safety.motion import Motion
 from safe_o2o.safety.path import JointPath
-from safe_o2o.safety.tool_speed import ToolSpeed
 from safe_o2o.types import Array
 
 LOOSE = 2.0
 """Sags that are allowed for: a chord between any two of its points, at most a tick apart, may lie
 one off the path, and the path one off the chords between its ticks."""
+BLOCK = 16
+"""Ticks that are looked at in one go, beyond those asked for: most paths are replaced long before
+their end, and nobody waits for a look at the rest."""
+
+
+class PathConstraints:
+    """Constraints by what a look at a path can say of them.
+
+    Args:
+        constraints: all of them.
+
+    Attributes:
+        always: those that look at each motion anyway.
+        settled: those that do so only where the path leaves a doubt.
+        along: how each of these settles a piece of a path by itself; None where `swept` says it.
+    """
+
+    def __init__(self, constraints: Sequence[Constraint]) -> None:
+        self.always: list[Constraint] = []
+        self.settled: list[Constraint] = []
+        self.along: list[Callable[[JointPath, Motion], float | None] | None] = []
+        for constraint in constraints:
+            along = constraint.along if isinstance(constraint, SettledByPath) else None
+            if along is None and not constraint.static:
+                self.always.append(constraint)
+            else:
+                self.settled.append(constraint)
+                self.along.append(along)
 
 
 class PathCheck:
-    """The static constraints along a path.
+    """The constraints along a path, looked at as far as anybody asks.
 
     Args:
         path: the path.
-        constraints: those that do not change with time.
-        speed: cap on the tool's speed, which a slower clock keeps as well.
+        constraints: all of them.
         dt: control period, s.
         v: velocity with which its start was reached `[n]`, rad/s.
-
-    Attributes:
-        inside: whether it starts inside all limits. From outside only a look at each single motion
-            can tell whether it leads back.
-        until: path time up to which it is clear, ticks.
-        name: the constraint that ends it there.
     """
 
-    def __init__(
-        self,
-        path: JointPath,
-        constraints: Sequence[Constraint],
-        speed: Sequence[ToolSpeed],
-        dt: float,
-        v: Array,
-    ) -> None:
-        count = max(ceil(path.end - 1e-9), 1)
-        motion = Motion(path.positions(np.arange(count + 1.0)), dt, v, loose=LOOSE)
-        self.inside, self.until, self.name = True, inf, ""
-        self._margin = np.ones(count)
-        for constraint in constraints:
-            start, between = (np.asarray(x, np.float64) for x in constraint.swept(motion))
-            if start.ndim != 1 or between.shape != (count, len(start)):
-                self.inside, self.name = False, constraint.name
-                return
-            if not len(start):
-                continue
-            least = between.min(axis=1)
-            self.inside = self.inside and bool((start >= 0.0).all())
-            bad = np.flatnonzero(~(least >= 0.0))  # in the positive: NaN is not clear
-            if len(bad) and bad[0] < self.until:
-                self.until, self.name = float(bad[0]), constraint.name
-            self._margin = np.minimum(self._margin, least / constraint.range)
-        # Rate at which each tick of the path would reach the cap.
-        self._rate = np.full(count, inf)
-        for cap in speed:
-            full = cap.speeds(motion)
-            self._rate = np.minimum(self._rate, cap.cap / np.where(full > 0.0, full, 1e-12))
-        # At full rate or slower nothing more is to be said of a tool that never reaches the cap.
-        self._speed_name = speed[0].name if speed and not (self._rate >= 1.0).all() else ""
-        if speed and not self._speed_name:
-            self._margin = np.minimum(self._margin, 1.0 - 1.0 / self._rate)
+    def __init__(self, path: JointPath, constraints: PathConstraints, dt: float, v: Array) -> None:
+        self._path, self._constraints, self._dt, self._before = path, constraints, dt, v
+        self._count, self._known = max(ceil(path.end - 1e-9), 1), 0
+        rows = len(constraints.settled)
+        self._doubt = np.ones((rows, self._count), bool)
+        self._beyond = [inf] * rows
+        self._margin = np.ones(self._count)
 
-    def refusal(self, before: float, times: Array) -> tuple[str, float]:
-        """Who objects to going from path time `before` to `times` `[K]`, or `""`; and the margin.
+    def look(self, before: float, times: Array) -> tuple[str, float, list[Constraint]]:
+        """What is settled about going from path time `before` to `times` `[K]`.
 
         Args:
             before: ticks, where the arm is.
             times: ticks, increasing, one a control tick.
+
+        Returns:
+            Who objects, or `""`; the margin to what is settled, and who has to look at the motion
+            itself.
         """
-        last = min(ceil(float(times[-1]) - 1e-9), len(self._margin))
-        if not last <= self.until:
-            return self.name, 0.0
+        end = float(times[-1])
+        last = min(ceil(end - 1e-9), self._count)
         first = min(int(before), last - 1) if last else 0
-        margin = float(self._margin[first:last].min()) if last > first else 1.0
-        share = 1.0
-        if self._speed_name:
-            ticks = np.concatenate([[before], times])
-            rates = ticks[1:] - ticks[:-1]
-            # A tick of the clock spans at most two ticks of the path.
-            begin = np.minimum(ticks[:-1].astype(int), len(self._rate) - 1)
-            end = np.minimum(np.ceil(ticks[1:] - 1e-9).astype(int), len(self._rate)) - 1
-            allowed = np.minimum(self._rate[begin], self._rate[np.maximum(end, begin)])
-            if not (rates <= allowed).all():
-                return self._speed_name, 0.0
-            share = float((1.0 - rates / allowed).min())
-        return "", min(margin, share)
+        if last <= first:
+            return "", 1.0, self._constraints.always
+        if last > self._known:
+            self._extend(min(last + BLOCK, self._count))
+        margin = float(self._margin[first:last].min())
+        doubtful = self._doubt[:, first:last].any(axis=1)
+        if not doubtful.any():
+            return "", margin, self._constraints.always
+        left = []
+        for row in np.flatnonzero(doubtful):
+            if end >= self._beyond[row]:
+                return self._constraints.settled[row].name, 0.0, []
+            left.append(self._constraints.settled[row])
+        return "", margin, left + self._constraints.always
+
+    def _extend(self, last: int) -> None:
+        """Look on, up to tick `last`."""
+        first, self._known = self._known, last
+        q = self._path.positions(np.arange(first, last + 1.0))
+        motion = Motion(q, self._dt, self._before, loose=LOOSE)
+        self._before = motion.velocity[-1]
+        for row, along in enumerate(self._constraints.along):
+            if along is None:
+                self._sweep(row, first, motion)
+                continue
+            least = along(self._path, motion)
+            if least is not None:
+                self._settle(row, first, np.full(last - first, least))
+
+    def _sweep(self, row: int, first: int, motion: Motion) -> None:
+        constraint = self._constraints.settled[row]
+        start, between = (np.asarray(x, np.float64) for x in constraint.swept(motion))
+        if start.ndim != 1 or between.shape != (len(motion.steps), len(start)):
+            return
+        if not (start >= 0.0).all():
+            return  # from outside only a look at each single motion can tell whether it leads back
+        if not len(start):
+            self._settle(row, first, np.full(len(motion.steps), constraint.range))
+            return
+        least = between.min(axis=1)
+        self._settle(row, first, least)
+        if not (least >= 0.0).all() and self._beyond[row] == inf:
+            through = ~(np.asarray(constraint.clearance(motion.q)) >= 0.0).all(axis=1)
+            if through.any():
+                self._beyond[row] = float(first + through.argmax())
+
+    def _settle(self, row: int, first: int, least: Array) -> None:
+        """Tick by tick from `first`: the least clearance `[K]` of one constraint."""
+        clear = least >= 0.0  # in the positive: NaN is not clear
+        ticks = slice(first, first + len(least))
+        self._doubt[row, ticks] = ~clear
+        share = np.where(clear, least / self._constraints.settled[row].range, 1.0)
+        self._margin[ticks] = np.minimum(self._margin[ticks], share)

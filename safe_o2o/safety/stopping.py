@@ -22,8 +22,10 @@ from safe_o2o.types import Array
 LONGER = (1.0, 1.3, 1.7, 2.3, 3.2, 5.0)
 """Factors on the ticks of a stop along a straight line: how much of the joints' acceleration the
 path itself takes up is not known before it is tried."""
-LONGEST = 64
+LONGEST = 256
 """Ticks up to which the rest of the path counts as a stop."""
+WAITS = (1, 2, 4, 8, 16, 32)
+"""Ticks to go on as before until there is acceleration left to brake with along the path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,14 @@ class Stopping:
         self._ramps = ceil(ramp - 1e-9) if differences.jerk_binds else 0
 
     def after(
-        self, path: JointPath, time: float, rate: float, q: Array, v: Array, change: Array
+        self,
+        path: JointPath,
+        time: float,
+        rate: float,
+        q: Array,
+        v: Array,
+        change: Array,
+        leave: bool,
     ) -> tuple[Stop | None, str]:
         """A stop after the set-point at `time` on the path.
 
@@ -89,6 +98,7 @@ class Stopping:
             q: the last command `[n]`, rad.
             v: its velocity `[n]`, rad/s.
             change: change of velocity at it `[n]`, rad/s.
+            leave: whether the stop may leave the path where the joints cannot stop along it.
 
         Returns:
             The stop and `""`, or None and the limit that refused the last one tried.
@@ -105,7 +115,7 @@ class Stopping:
             refusal = self._differences.refusal(np.concatenate([two, rest]), v, change)
             if not refusal:
                 return Stop(first, rest, times, time), ""
-        return self.straight(first, time, q, v, change)
+        return self.straight(first, time, q, v, change) if leave else (None, refusal)
 
     def straight(
         self, first: Array, time: float, q: Array, v: Array, change: Array
@@ -139,10 +149,20 @@ class Stopping:
             return
         # The path itself ends at rest: going on as before is a stop if the end is near.
         left = ceil((path.end - time) / rate - 1e-9)
-        for longer in (*LONGER, np.inf):
-            if 0 < left <= min(n * longer, LONGEST):
-                yield np.minimum(time + rate * np.arange(1.0, left + 1.0), path.end)
+        onward = time + rate * np.arange(1.0, min(left, LONGEST) + 1.0)
+        for longer in LONGER:
+            if 0 < left <= n * longer:
+                yield np.minimum(onward, path.end)
                 return
-            if longer < np.inf:
-                hold = max(ceil(n * longer) - self._ramps, 0)
-                yield time + scalar_stop(rate, self._ramps, hold, 1.0)
+            hold = max(ceil(n * longer) - self._ramps, 0)
+            yield time + scalar_stop(rate, self._ramps, hold, 1.0)
+        # In a curve that takes all of a joint's acceleration nothing is left to brake with: then
+        # first on to where the curve ends.
+        hold = max(ceil(n * LONGER[1]) - self._ramps, 0)
+        stop = scalar_stop(rate, self._ramps, hold, 1.0)
+        for wait in WAITS:
+            if wait < left:
+                on = onward[:wait]
+                yield np.concatenate([on, np.minimum(on[-1] + stop, path.end)])
+        if 0 < left <= LONGEST:
+            yield np.minimum(onward, path.end)

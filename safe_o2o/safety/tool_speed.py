@@ -9,6 +9,7 @@ import numpy as np
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.body import Body
 from safe_o2o.safety.motion import Motion
+from safe_o2o.safety.path import JointPath
 from safe_o2o.types import Array
 
 REDUCED_SPEED = 0.25
@@ -74,14 +75,19 @@ class ToolSpeed:
 
     def swept(self, motion: Motion) -> tuple[Array, Array]:
         """What is left of the cap, at the start `[1]` and in each tick `[K, 1]`, m/s."""
-        left = self.cap - self.speeds(motion)
+        left = self.cap - self._speeds(motion)
         before = 0.0
         if not (left >= 0.0).all():  # too fast already: then it must not get faster
             jacobian = self.body.jacobians(motion.q[0], np.array([self._point]))[0]
             before = float(np.linalg.norm(jacobian @ motion.velocity[0]))
         return np.array([self.cap - before]), left[:, None]
 
-    def speeds(self, motion: Motion) -> Array:
+    def along(self, path: JointPath, motion: Motion) -> float | None:
+        """What is left of the cap where the path is fastest, m/s; None where it may be too fast."""
+        least = self.cap - float(self._speeds(motion).max())
+        return least if least >= 0.0 else None
+
+    def _speeds(self, motion: Motion) -> Array:
         """Largest speed of the tool in each tick of a motion, `[K]`, m/s.
 
         Within a tick |p'| is at most the chord's speed and |p''| / 2 more: four turns a tick.
