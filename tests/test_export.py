@@ -18,7 +18,7 @@ import torch
 
 from safe_o2o import bundle
 from safe_o2o.errors import BundleError, SpecMismatchError, StorageError
-from safe_o2o.export import onnx as export
+from safe_o2o.export.graph import OPSET, Graphs
 from safe_o2o.interfaces import Policy
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from safe_o2o.spaces import Spec
@@ -142,7 +142,7 @@ def test_the_manifest_says_what_is_there(tmp_path: Path) -> None:
     ]
     assert list(data["fixed_noise"]) == ["candidate_noise"] and data["fixed_noise_seed"] == 5
     opsets = {entry.domain: entry.version for entry in onnx.load_from_string(graph).opset_import}
-    assert opsets[""] == export.OPSET
+    assert opsets[""] == OPSET
 
 
 def test_same_policy_same_graph_without_paths_of_this_machine(good: Path, tmp_path: Path) -> None:
@@ -163,20 +163,66 @@ def test_export_leaves_the_learners_network_as_it_was(tmp_path: Path) -> None:
 def test_a_graph_that_acts_differently_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = export._graph
+    real = Graphs.trace
 
-    def drifting(module: Any, directory: Path) -> bytes:
+    def drifting(graphs: Graphs, module: Any, directory: Path) -> bytes:
         with torch.no_grad():  # as an exporter would that gets one bias wrong in the fifth digit
             module.mean.bias += 5e-5
-            graph = real(module, directory)
+            graph = real(graphs, module, directory)
             module.mean.bias -= 5e-5
         return graph
 
-    monkeypatch.setattr(export, "_graph", drifting)
+    monkeypatch.setattr(Graphs, "trace", drifting)
     text = r"network and graph differ by \d\.\de-05 in 'action'"
     with pytest.raises(BundleError, match=text) as caught:
         small_bundle(tmp_path / "v000001")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_was_traced_is_filled_with_new_weights(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs, traced = Graphs(), []
+    real = Graphs.trace
+    monkeypatch.setattr(
+        Graphs, "trace", lambda self, *args: traced.append(args) or real(self, *args)
+    )
+    small_bundle(tmp_path / "v000001", SmallPolicy(seed=1), graphs=graphs)
+    small_bundle(tmp_path / "v000002", graphs=graphs)
+    assert len(traced) == 1
+    # To the bit what tracing gives, and what was traced has not changed.
+    for name in ("policy.onnx", "manifest.json"):
+        assert (tmp_path / "v000002" / name).read_bytes() == (good / name).read_bytes()
+    small_bundle(tmp_path / "v000003", SmallPolicy(seed=1), graphs=graphs)
+    first, again = ((tmp_path / v / "policy.onnx").read_bytes() for v in ("v000001", "v000003"))
+    assert first == again
+
+
+def test_where_more_than_weights_has_changed_it_is_traced_again(tmp_path: Path) -> None:
+    class Scaled(SmallModule):
+        scale = 0.3
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            action, *rest = super().forward(*inputs)
+            return (self.scale * action, *rest)
+
+    graphs, steps = Graphs(), observations(200)
+    for version, scale in enumerate((0.3, 0.9)):
+        policy = SmallPolicy()
+        policy.module = Scaled()
+        policy.module.scale = scale  # looks the same, tensor by tensor
+        report = small_bundle(tmp_path / f"v00000{version}", policy, graphs=graphs)
+        assert report.parity <= 1e-5
+    wide = SmallPolicy()
+    wide.module = SmallModule(hidden=24)
+    small_bundle(tmp_path / "v000009", wide, graphs=graphs)
+    found = [
+        OnnxPolicy.load(tmp_path / name, SPEC).act(
+            {k: v[None] for k, v in steps[3].items()}, None, True
+        )[0]
+        for name in ("v000000", "v000001")
+    ]
+    np.testing.assert_allclose(found[1], 3.0 * found[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 from safe_o2o import bundle
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.statistics import Statistics
+from safe_o2o.export.graph import Graphs
 from safe_o2o.export.onnx import BundleReport, export_bundle, recorded_steps
 
 
@@ -18,6 +19,7 @@ def export_algorithm(
     bundles: Path,
     dataset: Dataset,
     provenance: Mapping[str, Any] | None = None,
+    graphs: Graphs | None = None,
 ) -> BundleReport:
     """Export the policy of an algorithm as the next version of a folder of bundles.
 
@@ -27,6 +29,7 @@ def export_algorithm(
         bundles: folder of versions; made when missing. Nothing goes live here.
         dataset: what it was trained on: recorded steps to compare on, and statistics.
         provenance: more facts for the manifest, JSON-ready.
+        graphs: see `export_bundle`.
 
     Raises:
         SpecMismatchError: algorithm and dataset have another spec.
@@ -49,4 +52,5 @@ def export_algorithm(
         statistics=Statistics.compute(dataset).to_json(),
         provenance=facts | dict(provenance or {}),
         noise_seed=algorithm.config.seed,
+        graphs=graphs,
     )

@@ -10,17 +10,13 @@ import copy
 import hashlib
 import importlib.metadata
 import json
-import logging
 import platform
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import torch
 from torch import Tensor, nn
@@ -28,11 +24,11 @@ from torch import Tensor, nn
 from safe_o2o.bundle import ACTION, GRAPH, MANIFEST, Manifest, Port, Role
 from safe_o2o.data.episode import Episode
 from safe_o2o.errors import BundleError
+from safe_o2o.export.graph import Graphs
 from safe_o2o.files import atomic_directory, write_atomic
 from safe_o2o.spaces import Spec
 from safe_o2o.types import Array, Observation
 
-OPSET = 18
 PARITY_STEPS = 200
 TOLERANCE = 1e-5
 """Largest difference of an action entry, in [-1, 1], between network and graph."""
@@ -107,6 +103,7 @@ def export_bundle(
     statistics: Mapping[str, Any],
     provenance: Mapping[str, Any],
     noise_seed: int = 0,
+    graphs: Graphs | None = None,
 ) -> BundleReport:
     """Write a bundle, or refuse to.
 
@@ -120,6 +117,7 @@ def export_bundle(
         statistics: mean and spread of the training data, JSON-ready.
         provenance: dataset hash, checkpoint step, seed, JSON-ready.
         noise_seed: seed of the draw behind noise inputs that are fixed in deterministic mode.
+        graphs: graphs of earlier exports of policies like this one, to save the tracing.
 
     Raises:
         BundleError: too few steps, an output that is not finite, a difference above the tolerance,
@@ -138,11 +136,23 @@ def export_bundle(
         spec.observation.check(obs)
     # A copy: the learner's own networks stay in training mode and on their device.
     module = copy.deepcopy(policy.export_module()).cpu().eval().requires_grad_(False)
-    graph = _graph(module, directory)
-    manifest = _manifest(module, spec, algorithm, graph, statistics, provenance, noise_seed)
-    comparison = _Comparison(module, graph, manifest, directory)
-    fixed = comparison.run(parity_steps, None)
-    sampled = comparison.run(parity_steps, np.random.Generator(np.random.PCG64(noise_seed + 1)))
+    graphs = graphs or Graphs()
+
+    def compared(graph: bytes) -> tuple[bytes, Manifest, dict[str, float], dict[str, float]]:
+        manifest = _manifest(module, spec, algorithm, graph, statistics, provenance, noise_seed)
+        comparison = _Comparison(module, graph, manifest, directory)
+        draw = np.random.Generator(np.random.PCG64(noise_seed + 1))
+        fixed = comparison.run(parity_steps, None)
+        return graph, manifest, fixed, comparison.run(parity_steps, draw)
+
+    filled = graphs.fill(module)
+    try:
+        found = compared(filled if filled is not None else graphs.trace(module, directory))
+    except BundleError:
+        if filled is None:
+            raise
+        found = compared(graphs.trace(module, directory))
+    graph, manifest, fixed, sampled = found
     report = BundleReport(
         directory=directory,
         graph_sha256=manifest.graph_sha256,
@@ -167,65 +177,6 @@ def export_bundle(
         write_atomic(folder / GRAPH, graph)
         write_atomic(folder / MANIFEST, text.encode())
     return report
-
-
-def _graph(module: nn.Module, directory: Path) -> bytes:
-    """The ONNX graph; the same module gives the same bytes."""
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                module,
-                module.example_inputs(),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(module.input_names),
-                output_names=list(module.output_names),
-                external_data=False,
-                verbose=False,
-            )
-        assert program is not None
-        model = program.model_proto
-        onnx.checker.check_model(model)
-    except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
-        what = " ".join(str(error).split())[:300]
-        raise BundleError(f"the policy cannot be exported ({what})", where=directory) from error
-    _strip(model)
-    return bytes(model.SerializeToString(deterministic=True))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes on optional packages and skipped optimisations to itself."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Drop the exporter's notes: they hold the paths of the machine it ran on."""
-    del model.metadata_props[:]
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        del graph.metadata_props[:]
-        graph.doc_string = ""
-        for info in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-            del info.metadata_props[:]
-            info.doc_string = ""
-        for node in graph.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
-            for attribute in node.attribute:
-                graphs += [attribute.g] if attribute.HasField("g") else []
-                graphs += attribute.graphs
 
 
 def _manifest(

@@ -32,6 +32,10 @@ RESERVE = 0.95
 nothing is left to brake along it, and a stop would leave it."""
 BERNSTEIN = np.array([[comb(i, j) / comb(5, j) for j in range(6)] for i in range(6)])
 """From the coefficients of a quintic on [0, 1] to its control points, between which it stays."""
+GUESSED, GUESS = 3, 1.05
+"""The last segments of a chunk, a quarter of it at most, hang on a guess of what follows, and the
+next chunk mostly comes first: there a path may ask for so much more than the limits allow before
+all of it is slowed down. Where none comes the arm slows down there: each tick is checked again."""
 TAIL = 1.05
 """Reserve of the tail beyond the last target over the least duration that the limits allow."""
 
@@ -251,23 +255,26 @@ class JointPath:
 
         Starting at velocity v and acceleration a, `[n]`; None where that may jump.
         """
-        tick, slack = self._tick, 1.0 + SLACK
-        speed, change = speed * slack, acceleration * (tick * slack)
-        jump = jerk * (tick * tick * slack)
-        for first in range(0, int(self.ticks), BLOCK):
-            last = min(first + BLOCK, int(self.ticks))
+        tick, ends = self._tick, int(self.ticks)
+        sure = max(self._count - GUESSED, ceil(0.75 * self._count))
+        known = min(int(sure * self.per_step + self._lead), ends)
+        starts = [*range(0, known, BLOCK), *range(known, ends, BLOCK)]
+        for first in starts:
+            last = min(first + BLOCK, known if first < known else ends)
+            slack = (1.0 + SLACK) * (1.0 if first < known else GUESS)
             q = self.positions(np.arange(max(first - 2, 0), last + 1.0))
             dq = (q[1:] - q[:-1]) / tick
             if first == 0:
                 # The tick before it was half a tick ago on average, the one before that one more.
                 slope = 0.0 * v if a is None else a * tick
                 dq = np.vstack([v - 1.5 * slope, v - 0.5 * slope, dq])
-            if not (np.abs(dq[2:]) <= speed).all():
+            if not (np.abs(dq[2:]) <= slack * speed).all():
                 return "joint_velocity"
             ddq = dq[1:] - dq[:-1]
-            if not (np.abs(ddq[1:]) <= change).all():
+            if not (np.abs(ddq[1:]) <= slack * tick * acceleration).all():
                 return "joint_acceleration"
             dddq = ddq[1:] - ddq[:-1]
+            jump = slack * tick * tick * jerk
             if not (np.abs(dddq if first or a is not None else dddq[2:]) <= jump).all():
                 return "joint_jerk"
         return ""

@@ -26,6 +26,7 @@ from safe_o2o.data.mixture import Mixture
 from safe_o2o.data.replay import Replay
 from safe_o2o.errors import BundleError, CheckpointError, ConfigError
 from safe_o2o.export.algorithm import export_algorithm
+from safe_o2o.export.graph import Graphs
 from safe_o2o.files import write_atomic
 from safe_o2o.training import checkpoint, offline
 from safe_o2o.training.logger import MetricLog
@@ -102,6 +103,7 @@ class FineTuner:
         keep_freed_memory()
         self.offline_data = Dataset(self.run_dir / "dataset")
         self.folder = self.run_dir / DIRECTORY
+        self._graphs = Graphs()
         self._load()
 
     def _load(self) -> None:
@@ -210,7 +212,7 @@ class FineTuner:
         name = self.meta.algorithm
         try:
             candidate = export_algorithm(
-                algorithm, name, bundles, self.offline_data, facts
+                algorithm, name, bundles, self.offline_data, facts, self._graphs
             ).directory
         except BundleError as error:  # the actor goes on with the last good one, and so do we
             return RoundReport("", False, [], str(error), algorithm.online_step, metrics)
