@@ -110,7 +110,7 @@ class Arguments:
     seed: int = 0
     workers: int = 2
     threads: int = 2
-    speed: float = 6.0
+    speed: float = 8.0
     ros: Literal["auto", "yes", "no"] = "auto"
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ class Arguments:
     rounds: int = 4
     episodes_per_round: int = 10
     variant: str = "colour"
-    speed: float = 6.0
+    speed: float = 8.0
     deterministic: bool = False
     seed: int = 0
     ros: str = "auto"

@@ -88,7 +88,7 @@ class DeployConfig:
     rounds: int = 0
     episodes_per_round: int = 10
     variant: str = "standard"
-    speed: float = 6.0
+    speed: float = 8.0
     seed: int = 0
     learner: bool = False
     deterministic: bool = True
@@ -130,7 +130,7 @@ def deploy(
     rounds: int = 0,
     episodes_per_round: int = 10,
     variant: str = "standard",
-    speed: float = 6.0,
+    speed: float = 8.0,
     seed: int = 0,
     ros: bool | None = None,
     learner: bool = False,
