@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from safe_o2o.safety.path import JointPath, _spline
+from safe_o2o.safety.curves import spline
+from safe_o2o.safety.path import JointPath
 
 ONE, REST = np.ones(1), np.zeros(1)
 ANY = np.full(1, np.inf)
@@ -113,7 +114,7 @@ def test_it_bends_less_than_any_other_curve_through_the_targets() -> None:
         right[i] = 6 * (mean[i] - mean[i - 1])
     matrix[count, count - 1 :] = -1.0, 1.0
     bend = np.linalg.solve(matrix, right)
-    tangent, found = _spline(mean, start, first)
+    tangent, found = spline(mean, start, first)
     np.testing.assert_allclose(found, bend, atol=1e-12)
     np.testing.assert_allclose(tangent[0], start, atol=1e-12)
     following = tangent[:-1] + h[:, None] * (bend[:-1] + bend[1:]) / 2

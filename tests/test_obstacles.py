@@ -219,3 +219,17 @@ def test_an_arm_that_stopped_for_something_fast_does_not_run_away_from_it_and_ge
         if gap.min() < -0.02:
             break
     assert speed or moved > 0.05  # from what stands it may go away, however near
+
+
+def test_exemptions_are_told_one_by_one() -> None:
+    shape = Geometry.load("panda")
+    body = Body("panda", shape.capsules, (LIMITS.tool_frame, LIMITS.elbow_frame))
+    constraints = [
+        JointLimits(LIMITS),
+        SelfCollision(body, [("panda_link1", "panda_link2")]),
+        Obstacles(body, [], margins={("panda_hand", "cup"): -0.005}),
+    ]
+    assert SafetyFilter(LIMITS, constraints).exemptions == (
+        "self_collision: panda_link1 and panda_link2 are not watched",
+        "obstacles: panda_hand and cup keep -0.005 m",
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from math import ceil
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.kinematics import chain_reach, robot_model
 from safe_o2o.safety.shipped import shipped_text
+from safe_o2o.safety.urdf import collision_capsules
 from safe_o2o.types import Array
 
 SPACING = 0.7
@@ -72,7 +74,7 @@ class Geometry:
     """The body of an arm.
 
     Attributes:
-        robot: name of the arm.
+        robot: name of the arm, or the text of its URDF.
         capsules: what its links occupy.
         skip: pairs of frames whose distance is not watched, because neighbours always touch or
             because the joint limits keep them apart.
@@ -104,12 +106,15 @@ class Geometry:
         Raises:
             ConfigError: the arm has no such frame.
         """
-        joint = {frame.name: frame.parentJoint for frame in robot_model(self.robot).frames}
+        if not load:
+            return self
+        model = robot_model(self.robot)
+        joint = {frame.name: frame.parentJoint for frame in model.frames}
         skip = list(self.skip)
         for name in dict.fromkeys(capsule.frame for capsule in load):
             if name not in joint:
                 raise ConfigError(
-                    f"has no frame {name!r}", where=self.robot, todo=f"known: {sorted(joint)}"
+                    f"has no frame {name!r}", where=str(model.name), todo=f"known: {sorted(joint)}"
                 )
             carriers = {c.frame for c in self.capsules if joint[c.frame] == joint[name]} - {name}
             skip += [(name, carrier) for carrier in sorted(carriers)]
@@ -118,6 +123,35 @@ class Geometry:
                     if carrier in carriers and other not in carriers:
                         skip.append((name, other))
         return replace(self, capsules=(*self.capsules, *load), skip=tuple(skip))
+
+    @classmethod
+    def from_urdf(cls, text: str, skip: Sequence[tuple[str, str]] = ()) -> Geometry:
+        """What the URDF's `collision` elements say, each shape in a capsule that contains it.
+
+        Pairs of links that are fixed to each other, or joined by one joint, are not watched.
+
+        Args:
+            text: the URDF.
+            skip: further pairs of links that are not watched.
+
+        Raises:
+            ConfigError: the text is no URDF, a link has a mesh instead of a box, a cylinder or a
+                sphere, or there is nothing at all.
+        """
+        model = robot_model(text)
+        found = tuple(
+            Capsule(link, _point(start), _point(end), radius)
+            for link, start, end, radius in collision_capsules(text)
+        )
+        joint = {c.frame: model.frames[model.getFrameId(c.frame)].parentJoint for c in found}
+        near = [
+            (a, b)
+            for a, b in combinations(joint, 2)
+            if joint[a] == joint[b]
+            or joint[a] == model.parents[joint[b]]
+            or joint[b] == model.parents[joint[a]]
+        ]
+        return cls(text, found, (*near, *skip), "collision elements of the URDF")
 
     @classmethod
     def from_mapping(cls, data: Any, *, where: str) -> Geometry:
@@ -151,7 +185,7 @@ class Body:
     """Spheres and points that are fixed to the links of an arm with n joints.
 
     Args:
-        robot: name of a shipped arm.
+        robot: name of a shipped arm, or the text of a URDF.
         capsules: what its links occupy.
         frames: frames whose origins are wanted as well (tool, elbow).
 
@@ -169,10 +203,10 @@ class Body:
     def __init__(
         self, robot: str, capsules: Sequence[Capsule] = (), frames: Sequence[str] = ()
     ) -> None:
-        self.robot, self.frames, self.capsules = robot, tuple(frames), tuple(capsules)
+        self.frames, self.capsules = tuple(frames), tuple(capsules)
         self._model = model = robot_model(robot)
         self.n: int = model.nv
-        self._chain = _Chain(model, robot)
+        self._chain = _Chain(model, str(model.name))
         radii: list[float] = []
         owner: list[int] = []
         columns: list[Array] = []

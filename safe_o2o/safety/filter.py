@@ -17,7 +17,8 @@ import numpy as np
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.interfaces import Constraint
-from safe_o2o.safety.body import Body, Capsule, Geometry
+from safe_o2o.safety.arm import Arm
+from safe_o2o.safety.body import Capsule
 from safe_o2o.safety.deflection import Deflection
 from safe_o2o.safety.guards import FilterConfig as FilterConfig
 from safe_o2o.safety.guards import Guards, joint_vector
@@ -109,7 +110,7 @@ class SafetyFilter:
     @classmethod
     def for_robot(
         cls,
-        robot: str = "panda",
+        robot: str | Arm = "panda",
         *,
         workspace: Box,
         table_height: float = 0.0,
@@ -126,10 +127,10 @@ class SafetyFilter:
         tracking_error: float | Sequence[float] = 0.0,
         measured: Mapping[str, Sequence[float]] | None = None,
     ) -> SafetyFilter:
-        """The filter of a shipped arm.
+        """The filter of an arm.
 
         Args:
-            robot: name of the arm.
+            robot: name of a shipped arm, or the user's own.
             workspace: lowest and highest tool position, m, base frame.
             table_height: lowest z of tool and elbow, m.
             elbow_workspace: lowest and highest elbow position, m, if it has a box of its own.
@@ -148,20 +149,17 @@ class SafetyFilter:
                 with at worst, its load in the hand.
             tracking_error: how far a joint may be from its set-point, rad, one number or one a
                 joint: ranges, walls and margins are tightened by what that moves the arm.
-            measured: limits that its maker does not publish, by name (`acceleration`, `jerk`).
+            measured: of a shipped arm, limits that its maker does not publish, by name
+                (`acceleration`, `jerk`).
 
         Raises:
             UnknownNameError: no such arm.
             ConfigError: a number is out of range.
         """
-        limits = RobotLimits.load(robot, measured=measured).scaled(
-            velocity_scale, acceleration_scale
-        )
-        shape = Geometry.load(robot) if self_collision or obstacles is not None else None
-        frames = (limits.tool_frame, limits.elbow_frame)
-        if shape is not None:
-            shape = shape.carrying(load)
-        body = Body(robot, shape.capsules if shape is not None else (), frames)
+        arm = Arm.load(robot, measured) if isinstance(robot, str) else robot
+        limits = arm.limits.scaled(velocity_scale, acceleration_scale)
+        watched = self_collision or obstacles is not None
+        body, skip = arm.body(load, spheres=watched)
         room = Tightening.of(tracking_error, limits, body)
         limits = room.limits(limits)
         low, high = room.box(workspace, room.tool)
@@ -180,9 +178,9 @@ class SafetyFilter:
             constraints.append(JointSpeed(limits))
         if tool_speed is not None:
             constraints.append(ToolSpeed(body, limits.tool_frame, tool_speed))
-        if shape is not None and self_collision:
+        if self_collision:
             margin = OWN_MARGIN + 2.0 * room.body  # both parts may be off
-            constraints.append(SelfCollision(body, shape.skip, margin=margin))
+            constraints.append(SelfCollision(body, skip, margin=margin))
         if obstacles is not None:
             constraints.append(Obstacles(body, obstacles, margin=MARGIN + room.body))
         return cls(limits, constraints, period, config)
@@ -220,6 +218,15 @@ class SafetyFilter:
         self._policy_time = 0.0
         self._clock: deque[tuple[float, float]] = deque(maxlen=self._remembered)
         self._tried = 0
+
+    @property
+    def exemptions(self) -> tuple[str, ...]:
+        """What the constraints were told not to hold, one line each: worth a log at the start."""
+        return tuple(
+            f"{constraint.name}: {line}"
+            for constraint in self.constraints
+            for line in getattr(constraint, "exemptions", ())
+        )
 
     def see(self, obstacles: Sequence[Obstacle]) -> None:
         """What stands or moves in the arm's way from now on; replaces what was seen before.

@@ -23,12 +23,19 @@ POSTURES: dict[str, tuple[float, ...]] = dict(
 
 
 def robot_model(robot: str) -> pinocchio.Model:
-    """The pinocchio model of a shipped arm.
+    """The pinocchio model of a shipped arm, by its name, or of the text of a URDF.
 
     Raises:
         UnknownNameError: no such arm; the message names the near miss.
+        ConfigError: the text is no URDF.
     """
-    return pinocchio.buildModelFromXML(shipped_text("robot_models", robot, ".urdf"))
+    if not robot.lstrip().startswith("<"):
+        return pinocchio.buildModelFromXML(shipped_text("robot_models", robot, ".urdf"))
+    try:
+        return pinocchio.buildModelFromXML(robot)
+    except (ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"is no robot ({text})", where="URDF") from error
 
 
 def chain_reach(model: pinocchio.Model, points: Iterable[tuple[int, Array]]) -> Array:

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
-import pinocchio
 import yaml
 
 from safe_o2o.errors import ConfigError
+from safe_o2o.safety.kinematics import robot_model
 from safe_o2o.safety.shipped import shipped_text
+from safe_o2o.safety.urdf import refuse_unlimited_joints
 from safe_o2o.types import Array
 
 MEASURED = "measured_by_you"
@@ -204,11 +204,8 @@ class RobotLimits:
             ConfigError: the text is no URDF, a joint does not turn between two limits, a limit is
                 missing, zero, not a number or swapped, or there is no such frame.
         """
-        _refuse_unlimited_joints(text)
-        try:
-            model = pinocchio.buildModelFromXML(text)
-        except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"is no robot ({_line(error)})", where="URDF") from error
+        refuse_unlimited_joints(text)
+        model = robot_model(text)
         frames = sorted(frame.name for frame in model.frames)
         for frame in (tool_frame, elbow_frame):
             if frame not in frames:
@@ -321,34 +318,3 @@ def _refuse_unmeasured(numbers: Mapping[str, Any], robot: str, n: int, where: st
             todo=f"measure them on your arm and pass measured={{{example}}} "
             f"({n} numbers each, {units})",
         )
-
-
-def _refuse_unlimited_joints(text: str) -> None:
-    """Refuses by name what pinocchio reads as something else, or as zero, or not at all."""
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError, TypeError) as error:
-        raise ConfigError(f"is no URDF ({_line(error)})", where="URDF") from error
-    for joint in root.findall("joint"):
-        kind, where = joint.get("type"), f"joint {joint.get('name')!r} of the URDF"
-        if kind == "fixed":
-            continue
-        if kind != "revolute" or joint.find("mimic") is not None:
-            raise ConfigError(
-                f"is {kind}{'' if joint.find('mimic') is None else ' and mimics another'}",
-                where=where,
-                todo="every joint must turn between two limits: give them, or leave the joint out",
-            )
-        limit = joint.find("limit")
-        found: dict[str, str | None] = dict.fromkeys(("lower", "upper", "velocity"))
-        if limit is not None:
-            found = {name: limit.get(name) for name in found}
-        try:
-            low, high, speed = (float(value or "") for value in found.values())
-        except ValueError as error:
-            raise ConfigError(f"lacks limits, has {found}", where=where) from error
-        if not (np.isfinite([low, high, speed]).all() and speed > 0.0 and low < high):
-            raise ConfigError(
-                f"needs finite limits, lower below upper and a positive velocity, has {found}",
-                where=where,
-            )

@@ -140,6 +140,11 @@ class Obstacles:
                 )
         self.body, self.margin, self.delay, self.max_age = body, margin, delay, max_age
         self.margins = dict(margins or {})
+        self.exemptions = tuple(
+            f"{frame} and {other} keep {value:g} m"
+            for (frame, other), value in self.margins.items()
+        )
+        """What is not held with the margin, one line each."""
         self._owner = [body.capsules[i].frame for i in body.owner]
         self._reach = body.reach
         self.update(obstacles)

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from math import ceil, comb, sqrt
+from math import ceil, sqrt
 from typing import Any
 
 import numpy as np
 
+from safe_o2o.safety.curves import BERNSTEIN, parabolas, quintics, scaled, spline
 from safe_o2o.safety.sweep import SLACK
 from safe_o2o.types import Array
 
 STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0)
 """Factors on the policy period that are tried until speed, acceleration and jerk fit."""
-SWITCH = sqrt(0.5)
-"""Where two parabolas meet in a segment: from any start velocity to the segment's mean velocity, no
-later switch and no other curve needs less acceleration, (1 + sqrt 2) |change| / period."""
 START = 3.0
 """Start acceleration of a quintic whose acceleration may jump, in changes of velocity a period."""
 ALIGNED = 0.5
@@ -30,8 +28,6 @@ BLOCK = 256
 RESERVE = 0.95
 """Share of the acceleration that a path of our own pace may take: with all of it used up in a curve
 nothing is left to brake along it, and a stop would leave it."""
-BERNSTEIN = np.array([[comb(i, j) / comb(5, j) for j in range(6)] for i in range(6)])
-"""From the coefficients of a quintic on [0, 1] to its control points, between which it stays."""
 GUESSED, GUESS = 3, 1.05
 """The last segments of a chunk, a quarter of it at most, hang on a guess of what follows, and the
 next chunk mostly comes first: there a path may ask for so much more than the limits allow before
@@ -117,7 +113,7 @@ class JointPath:
         tangent = np.vstack([mean[:1] if aligned else v * period, mean])
         bend = np.zeros_like(point)
         if self._count > 1 and not gentle:
-            tangent, bend = _spline(mean, tangent[0], first)
+            tangent, bend = spline(mean, tangent[0], first)
         elif self._count > 1:
             # The first segment may be longer or shorter than the others: the shorter says more.
             tangent[1] = (mean[0] + first * mean[1]) / (1.0 + first)
@@ -128,10 +124,10 @@ class JointPath:
         if a is not None:
             bend[0] = 0.0 if aligned else a * period * period
         if gentle:
-            starts, self._pieces = _parabolas(point[:-1], move, *_scaled(tangent, first))
+            starts, self._pieces = parabolas(point[:-1], move, *scaled(tangent, first))
         else:
-            starts, self._pieces = _quintics(
-                point[:-1], move, *_scaled(tangent, first), *_scaled(bend, first * first)
+            starts, self._pieces = quintics(
+                point[:-1], move, *scaled(tangent, first), *scaled(bend, first * first)
             )
         head = starts < 1.0
         starts[head] = begin + starts[head] * first
@@ -340,89 +336,3 @@ class JointPath:
         a, b, c, d, e, f = self._pieces[piece]
         u = s - self._starts[piece]
         return np.asarray(a + u * (b + u * (c + u * (d + u * (e + u * f)))))
-
-
-def _spline(mean: Array, start: Array, first: float) -> tuple[Array, Array]:
-    """Tangents and second derivatives `[H + 1, n]` of the cubic spline through the points.
-
-    Of all curves through them with this start velocity it bends least on the whole, and it gives
-    back what was sampled from a smooth motion. Its last segment is a parabola. H >= 2.
-
-    Args:
-        mean: mean velocities of the segments `[H, n]`, rad a policy period.
-        start: velocity at the start `[n]`, rad a policy period.
-        first: length of the first segment, policy periods; all others are 1.
-    """
-    count = len(mean)
-    lengths = [first, *[1.0] * (count - 1)]
-    # Row i: h b[i-1] + 2 (h + h') b[i] + h' b[i+1] = 6 (mean[i] - mean[i-1]), solved downwards,
-    # then upwards; the factors are the same for all joints.
-    right = 6.0 * np.vstack([mean[:1] - start, mean[1:] - mean[:-1]])
-    diagonal, upper = 2.0 * first, first
-    pivots = [diagonal]
-    for i in range(1, count):
-        h, after = lengths[i - 1], lengths[i]
-        share = h / pivots[-1]
-        diagonal = 2.0 * (h + after) - share * upper
-        upper = after
-        if i == count - 1:
-            diagonal += after  # the last two are equal
-        right[i] -= share * right[i - 1]
-        pivots.append(diagonal)
-    bend = np.empty((count + 1, mean.shape[1]))
-    bend[count - 1] = right[count - 1] / pivots[-1]
-    for i in range(count - 2, -1, -1):
-        bend[i] = (right[i] - lengths[i] * bend[i + 1]) / pivots[i]
-    bend[count] = bend[count - 1]
-    tangent = np.empty_like(bend)
-    tangent[:-1] = mean - np.array(lengths)[:, None] * (2.0 * bend[:-1] + bend[1:]) / 6.0
-    tangent[-1] = mean[-1] + 0.5 * bend[-1]
-    return tangent, bend
-
-
-def _scaled(values: Array, factor: float) -> tuple[Array, Array]:
-    """Values at start and end of each segment, `[H, n]` each, the first segment's scaled."""
-    start, end = values[:-1].copy(), values[1:].copy()
-    start[0] *= factor
-    end[0] *= factor
-    return start, end
-
-
-def _quintics(
-    point: Array, move: Array, start: Array, end: Array, bend: Array, bend_end: Array
-) -> tuple[Array, Array]:
-    """One Hermite quintic a segment: starts `[H]` and coefficients `[H, 6, n]`, lowest first."""
-    # What position, velocity and acceleration still lack at the end.
-    x = move - start - 0.5 * bend
-    y = end - start - bend
-    z = bend_end - bend
-    coefficients = [
-        point,
-        start,
-        0.5 * bend,
-        10.0 * x - 4.0 * y + 0.5 * z,
-        -15.0 * x + 7.0 * y - z,
-        6.0 * x - 3.0 * y + 0.5 * z,
-    ]
-    return np.arange(float(len(move))), np.stack(coefficients, axis=1)
-
-
-def _parabolas(point: Array, move: Array, start: Array, end: Array) -> tuple[Array, Array]:
-    """Two parabolas a segment: starts `[2H]` and coefficients `[2H, 6, n]`, lowest first.
-
-    With accelerations A before and B after `SWITCH` = k: velocities ask for A k + B (1 - k) =
-    end - start, positions for A k (1 - k / 2) + B (1 - k)^2 / 2 = move - start.
-    """
-    k, rest = SWITCH, 1.0 - SWITCH
-    change, lag = end - start, move - start
-    first = (2.0 * lag - rest * change) / k
-    second = (change - k * first) / rest
-    zero = np.zeros_like(move)
-    before = np.stack([point, start, first / 2.0, zero, zero, zero], axis=1)
-    after = np.stack(
-        [point + k * start + 0.5 * k * k * first, start + k * first, second / 2.0, *[zero] * 3],
-        axis=1,
-    )
-    n = len(move)
-    starts = (np.arange(float(n))[:, None] + np.array([0.0, k])).ravel()
-    return starts, np.stack([before, after], axis=1).reshape(2 * n, *before.shape[1:])

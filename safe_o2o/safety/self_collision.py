@@ -65,6 +65,11 @@ class SelfCollision:
         keep = np.array([special.get(pair, margin) for pair in pairs], np.float64)[watched]
         self._keep = keep + body.radius[self._first] + body.radius[self._second]
         self._reach = 2.0 * body.reach
+        self.exemptions = (
+            *(f"{a} and {b} are not watched" for a, b in sorted(set(skip))),
+            *(f"{a} and {b} keep {m:g} m" for (a, b), m in (margins or {}).items()),
+        )
+        """What is not held, or not with the margin, one line each."""
 
     def fault(self, now: float) -> str:
         """Nothing here can be out of date."""

@@ -139,6 +139,8 @@ class RobotNode(GuardedNode):
             self_collision=config.self_collision,
             period=self.robot.period,
         )
+        for line in self.filter.exemptions:
+            self.get_logger().info(f"exempt from {line}")
         if config.arm_at_reset and not isinstance(self.robot, Simulated):
             raise ConfigError("is for simulated arms only", where="arm_at_reset")
         self.watch = Supervision(

@@ -1,0 +1,101 @@
+"""Curves through points one unit of time apart, as polynomials of fifth order, piece by piece."""
+
+from __future__ import annotations
+
+from math import comb, sqrt
+
+import numpy as np
+
+from safe_o2o.types import Array
+
+SWITCH = sqrt(0.5)
+"""Where two parabolas meet in a segment: from any start velocity to the segment's mean velocity, no
+later switch and no other curve needs less acceleration, (1 + sqrt 2) |change| / period."""
+BERNSTEIN = np.array([[comb(i, j) / comb(5, j) for j in range(6)] for i in range(6)])
+"""From the coefficients of a quintic on [0, 1] to its control points, between which it stays."""
+
+
+def spline(mean: Array, start: Array, first: float) -> tuple[Array, Array]:
+    """Tangents and second derivatives `[H + 1, n]` of the cubic spline through the points.
+
+    Of all curves through them with this start velocity it bends least on the whole, and it gives
+    back what was sampled from a smooth motion. Its last segment is a parabola. H >= 2.
+
+    Args:
+        mean: mean velocities of the segments `[H, n]`, rad a policy period.
+        start: velocity at the start `[n]`, rad a policy period.
+        first: length of the first segment, policy periods; all others are 1.
+    """
+    count = len(mean)
+    lengths = [first, *[1.0] * (count - 1)]
+    # Row i: h b[i-1] + 2 (h + h') b[i] + h' b[i+1] = 6 (mean[i] - mean[i-1]), solved downwards,
+    # then upwards; the factors are the same for all joints.
+    right = 6.0 * np.vstack([mean[:1] - start, mean[1:] - mean[:-1]])
+    diagonal, upper = 2.0 * first, first
+    pivots = [diagonal]
+    for i in range(1, count):
+        h, after = lengths[i - 1], lengths[i]
+        share = h / pivots[-1]
+        diagonal = 2.0 * (h + after) - share * upper
+        upper = after
+        if i == count - 1:
+            diagonal += after  # the last two are equal
+        right[i] -= share * right[i - 1]
+        pivots.append(diagonal)
+    bend = np.empty((count + 1, mean.shape[1]))
+    bend[count - 1] = right[count - 1] / pivots[-1]
+    for i in range(count - 2, -1, -1):
+        bend[i] = (right[i] - lengths[i] * bend[i + 1]) / pivots[i]
+    bend[count] = bend[count - 1]
+    tangent = np.empty_like(bend)
+    tangent[:-1] = mean - np.array(lengths)[:, None] * (2.0 * bend[:-1] + bend[1:]) / 6.0
+    tangent[-1] = mean[-1] + 0.5 * bend[-1]
+    return tangent, bend
+
+
+def scaled(values: Array, factor: float) -> tuple[Array, Array]:
+    """Values at start and end of each segment, `[H, n]` each, the first segment's scaled."""
+    start, end = values[:-1].copy(), values[1:].copy()
+    start[0] *= factor
+    end[0] *= factor
+    return start, end
+
+
+def quintics(
+    point: Array, move: Array, start: Array, end: Array, bend: Array, bend_end: Array
+) -> tuple[Array, Array]:
+    """One Hermite quintic a segment: starts `[H]` and coefficients `[H, 6, n]`, lowest first."""
+    # What position, velocity and acceleration still lack at the end.
+    x = move - start - 0.5 * bend
+    y = end - start - bend
+    z = bend_end - bend
+    coefficients = [
+        point,
+        start,
+        0.5 * bend,
+        10.0 * x - 4.0 * y + 0.5 * z,
+        -15.0 * x + 7.0 * y - z,
+        6.0 * x - 3.0 * y + 0.5 * z,
+    ]
+    return np.arange(float(len(move))), np.stack(coefficients, axis=1)
+
+
+def parabolas(point: Array, move: Array, start: Array, end: Array) -> tuple[Array, Array]:
+    """Two parabolas a segment: starts `[2H]` and coefficients `[2H, 6, n]`, lowest first.
+
+    With accelerations A before and B after `SWITCH` = k: velocities ask for A k + B (1 - k) =
+    end - start, positions for A k (1 - k / 2) + B (1 - k)^2 / 2 = move - start.
+    """
+    k, rest = SWITCH, 1.0 - SWITCH
+    change, lag = end - start, move - start
+    first = (2.0 * lag - rest * change) / k
+    second = (change - k * first) / rest
+    zero = np.zeros_like(move)
+    before = np.stack([point, start, first / 2.0, zero, zero, zero], axis=1)
+    after = np.stack(
+        [point + k * start + 0.5 * k * k * first, start + k * first, second / 2.0, *[zero] * 3],
+        axis=1,
+    )
+    n = len(move)
+    starts = (np.arange(float(n))[:, None] + np.array([0.0, k])).ravel()
+    return starts, np.stack([before, after], axis=1).reshape(2 * n, *before.shape[1:])
