@@ -21,8 +21,8 @@ LOOSE = 2.0
 """Sags that are allowed for: a chord between any two of its points, at most a tick apart, may lie
 one off the path, and the path one off the chords between its ticks."""
 BLOCK = 16
-"""Ticks that are looked at in one go, beyond those asked for: most paths are replaced long before
-their end, and nobody waits for a look at the rest."""
+"""Ticks that are looked at in one go, beyond those asked for, a policy period at least: most paths
+are replaced long before their end, and nobody waits for a look at the rest."""
 
 
 class PathConstraints:
@@ -63,10 +63,12 @@ class PathCheck:
     def __init__(self, path: JointPath, constraints: PathConstraints, dt: float, v: Array) -> None:
         self._path, self._constraints, self._dt, self._before = path, constraints, dt, v
         self._count, self._known = max(ceil(path.end - 1e-9), 1), 0
+        self._block = max(BLOCK, ceil(path.per_step))
         rows = len(constraints.settled)
         self._doubt = np.ones((rows, self._count), bool)
         self._beyond = [inf] * rows
         self._margin = np.ones(self._count)
+        self._clear = 0  # up to which tick nothing at all is in doubt
 
     def look(self, before: float, times: Array) -> tuple[str, float, list[Constraint]]:
         """What is settled about going from path time `before` to `times` `[K]`.
@@ -85,13 +87,12 @@ class PathCheck:
         if last <= first:
             return "", 1.0, self._constraints.always
         if last > self._known:
-            self._extend(min(last + BLOCK, self._count))
+            self._extend(min(last + self._block, self._count))
         margin = float(self._margin[first:last].min())
-        doubtful = self._doubt[:, first:last].any(axis=1)
-        if not doubtful.any():
+        if last <= self._clear:
             return "", margin, self._constraints.always
         left = []
-        for row in np.flatnonzero(doubtful):
+        for row in np.flatnonzero(self._doubt[:, first:last].any(axis=1)):
             if end >= self._beyond[row]:
                 return self._constraints.settled[row].name, 0.0, []
             left.append(self._constraints.settled[row])
@@ -110,6 +111,9 @@ class PathCheck:
             least = along(self._path, motion)
             if least is not None:
                 self._settle(row, first, np.full(last - first, least))
+        doubt = self._doubt[:, first:last].any(axis=0)
+        if self._clear == first:
+            self._clear = first + int(doubt.argmax()) if doubt.any() else last
 
     def _sweep(self, row: int, first: int, motion: Motion) -> None:
         constraint = self._constraints.settled[row]
