@@ -217,9 +217,7 @@ def test_where_more_than_weights_has_changed_it_is_traced_again(tmp_path: Path) 
     wide.module = SmallModule(hidden=24)
     small_bundle(tmp_path / "v000009", wide, graphs=graphs)
     found = [
-        OnnxPolicy.load(tmp_path / name, SPEC).act(
-            {k: v[None] for k, v in steps[3].items()}, None, True
-        )[0]
+        onnx_rollout(OnnxPolicy.load(tmp_path / name, SPEC), steps[3:4])[0]
         for name in ("v000000", "v000001")
     ]
     np.testing.assert_allclose(found[1], 3.0 * found[0], rtol=1e-5)

@@ -39,12 +39,12 @@ def gradients(algorithm: Fosp, part: str) -> float:
     if algorithm.config.gradient == "stop":
         feature = feature.detach()
     imagined = part_of.imagine(seen, data) if part_of.imagines else None
-    target = part_of.critic_targets(feature, data)
+    target, said = part_of.critic_targets(feature, data), part_of.estimates(feature, data)
     metrics: dict[str, torch.Tensor] = {}
     loss = {
-        "critic": lambda: part_of.critic_loss(feature, data, target, imagined, metrics),
-        "reach": lambda: part_of.reach_loss(feature, data, imagined, metrics),
-        "actor": lambda: part_of.actor_loss(feature, data, target, imagined, metrics),
+        "critic": lambda: part_of.critic_loss(said, data, target, imagined, metrics),
+        "reach": lambda: part_of.reach_loss(said, feature, data, imagined, metrics),
+        "actor": lambda: part_of.actor_loss(said, feature, data, target, imagined, metrics),
     }[part]()
     loss.backward()
     model = [p.grad for p in net.world_model.parameters() if p.grad is not None]

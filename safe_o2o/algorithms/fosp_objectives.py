@@ -15,7 +15,6 @@ from safe_o2o.algorithms.fosp_config import FospConfig
 from safe_o2o.algorithms.fosp_policy import FospNet, stack_images, stack_vectors
 from safe_o2o.algorithms.world_model import Imagined, Observed
 from safe_o2o.data.batch import Batch
-from safe_o2o.nets.critic import Critic
 from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
 from safe_o2o.nets.rssm import Latent
 from safe_o2o.spaces import Spec
@@ -49,6 +48,21 @@ class Records:
     mask: Tensor
     actor_mask: Tensor
     pairs: losses.Pairs
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What the networks in training say of the recorded pairs, computed once for all losses.
+
+    Attributes:
+        feature: of the states of the pairs `[B, T-1, F]`.
+        q: raw outputs of the critics by kind, `[E, B, T-1, K]`.
+        v: raw outputs of the values by kind, `[1, B, T-1, K]`.
+    """
+
+    feature: Tensor
+    q: dict[str, Tensor]
+    v: dict[str, Tensor]
 
 
 class Objectives:
@@ -111,9 +125,10 @@ class Objectives:
 
         imagined = self.imagine(seen, data) if self.imagines else None
         target = self.critic_targets(feature, data)
-        critic_loss = self.critic_loss(feature, data, target, imagined, metrics)
-        reach_loss = self.reach_loss(feature, data, imagined, metrics)
-        actor_loss = self.actor_loss(feature, data, target, imagined, metrics)
+        said = self.estimates(feature, data)
+        critic_loss = self.critic_loss(said, data, target, imagined, metrics)
+        reach_loss = self.reach_loss(said, feature, data, imagined, metrics)
+        actor_loss = self.actor_loss(said, feature, data, target, imagined, metrics)
         return model_loss + critic_loss + reach_loss + actor_loss, metrics
 
     @property
@@ -192,29 +207,37 @@ class Objectives:
                 )
         return target
 
+    def estimates(self, feature: Tensor, data: Records) -> Estimates:
+        """Critics and values at the recorded pairs."""
+        now, action, net = feature[:, :-1], data.action[:, :-1], self.net
+        return Estimates(
+            now,
+            {kind: critic.raw(now, action) for kind, critic in net.critic.items()},
+            {kind: value.raw(now) for kind, value in net.value.items()},
+        )
+
     def critic_loss(
         self,
-        feature: Tensor,
+        said: Estimates,
         data: Records,
         target: dict[str, Tensor],
         imagined: Imagined | None,
         metrics: dict[str, Tensor],
     ) -> Tensor:
         """Q and V of reward and cost (fosp.md 3.2, 3.3)."""
-        cfg, total = self.config, feature.new_zeros(())
-        now, action = feature[:, :-1], data.action[:, :-1]
+        cfg, total = self.config, data.mask.new_zeros(())
+        now, action = said.feature, data.action[:, :-1]
         for kind in KINDS:
-            critic, slow = self.net.critic[kind], self.slow["critic"][kind]
-            loss = self._q_loss(critic, slow, now, action, target[kind], data.pairs.valid)
+            loss = self._q_loss(kind, said.q[kind], now, action, target[kind], data.pairs.valid)
             if cfg.critic_target == "imagined" and imagined is not None:
                 state, move = imagined.feature[:-1].detach(), imagined.action.detach()
                 returns = self._imagined_return(imagined, kind).detach()
                 weight = losses.imagination_weight(imagined.cont[:-1], self._discount(kind))
-                loss = loss + self._q_loss(critic, slow, state, move, returns, weight, mean=True)
-            with torch.no_grad():
-                q = self._q(kind, now, action)
+                raw = self.net.critic[kind].raw(state, move)
+                loss = loss + self._q_loss(kind, raw, state, move, returns, weight, mean=True)
+            q = self._q(kind, said)
             goal = q if cfg.value_target == "q" else target[kind]
-            value_loss = self._value_loss(kind, now, goal, data.pairs.valid)
+            value_loss = self._value_loss(kind, said.v[kind], goal, data.pairs.valid)
             metrics[f"critic/{kind}_loss"] = loss.detach()
             metrics[f"value/{kind}_loss"] = value_loss.detach()
             metrics[f"critic/{kind}"] = losses.masked_mean(q, data.pairs.valid)
@@ -223,39 +246,41 @@ class Objectives:
 
     def _q_loss(
         self,
-        critic: Critic,
-        slow: Critic,
+        kind: str,
+        raw: Tensor,
         state: Tensor,
         action: Tensor,
         target: Tensor,
         weight: Tensor,
         mean: bool = False,
     ) -> Tensor:
-        raw = critic.raw(state, action)
+        critic = self.net.critic[kind]
         nll = critic.nll(raw, target)
         if self.config.critic_output == "two_hot" and self.config.slow_regularizer:
             with torch.no_grad():
-                anchor = slow(state, action).mean(0)
+                anchor = self.slow["critic"][kind](state, action).mean(0)
             nll = nll + self.config.slow_regularizer * critic.nll(raw, anchor)
         per_pair = nll.sum(0)
         return (per_pair * weight).mean() if mean else losses.masked_mean(per_pair, weight)
 
-    def _value_loss(self, kind: str, state: Tensor, goal: Tensor, valid: Tensor) -> Tensor:
+    def _value_loss(self, kind: str, raw: Tensor, goal: Tensor, valid: Tensor) -> Tensor:
         """Expectile of Q (or of the returns) in the likelihood of the output (T7, T7b)."""
         cfg, value = self.config, self.net.value[kind]
         expectile = cfg.expectile_reward if kind == "reward" else cfg.expectile_cost
-        raw = value.raw(state)
         weight = losses.expectile_weight(goal - value.decode(raw)[0].detach(), expectile)
         return losses.masked_mean(weight * value.nll(raw, goal)[0], valid)
 
-    def _q(self, kind: str, state: Tensor, action: Tensor) -> Tensor:
-        net = self.net
-        return {"reward": net.q_reward, "cost": net.q_cost, "reach": net.q_reach}[kind](
-            state, action
-        )
+    def _q(self, kind: str, said: Estimates) -> Tensor:
+        """The cautious one of the ensemble `[B, T-1]`, cut from the graph."""
+        values = self.net.critic[kind].decode(said.q[kind].detach())
+        return values.amin(0) if kind == "reward" else values.amax(0)
+
+    def _v(self, kind: str, said: Estimates) -> Tensor:
+        return self.net.value[kind].decode(said.v[kind].detach())[0]
 
     def reach_loss(
         self,
+        said: Estimates,
         feature: Tensor,
         data: Records,
         imagined: Imagined | None,
@@ -279,14 +304,12 @@ class Objectives:
                 following = losses.reach_target(violation[:, t - 1], ahead, cfg.discount_reach)
             ahead = torch.stack(after[::-1], 1)
             target_p = losses.reach_target(violation[:, :-1], ahead, cfg.discount_reach)
-        now, action = feature[:, :-1], data.action[:, :-1]
-        raw_p = reach.raw(now)
+        raw_p = said.v["reach"]
         tilt = losses.expectile_weight(
             target_p - reach.decode(raw_p)[0].detach(), cfg.expectile_reach
         )
         loss = losses.masked_mean(2.0 * tilt * reach.nll(raw_p, target_p)[0], pairs.valid)
-        raw = critic.raw(now, action)
-        loss = loss + losses.masked_mean(critic.nll(raw, ahead).sum(0), pairs.valid)
+        loss = loss + losses.masked_mean(critic.nll(said.q["reach"], ahead).sum(0), pairs.valid)
         if imagined is not None:
             state = imagined.feature.detach()
             label = (imagined.cost.detach() > 0.5).float()
@@ -301,6 +324,7 @@ class Objectives:
 
     def actor_loss(
         self,
+        said: Estimates,
         feature: Tensor,
         data: Records,
         target: dict[str, Tensor],
@@ -312,11 +336,16 @@ class Objectives:
         if self.online and cfg.finetune.actor == "imagined" and imagined is not None:
             loss = self._imagined_objective(imagined, metrics)
         else:
-            loss = self._weighted_objective(feature, data, target, metrics)
+            loss = self._weighted_objective(said, feature, data, target, metrics)
         return loss + self._penalty(feature, data, imagined, metrics)
 
     def _weighted_objective(
-        self, feature: Tensor, data: Records, target: dict[str, Tensor], metrics: dict[str, Tensor]
+        self,
+        said: Estimates,
+        feature: Tensor,
+        data: Records,
+        target: dict[str, Tensor],
+        metrics: dict[str, Tensor],
     ) -> Tensor:
         """-E_D[w log pi(a|s)] - eta H, gradient through log pi only (fosp.md 3.5)."""
         cfg, net = self.config, self.net
@@ -325,9 +354,9 @@ class Objectives:
         with torch.no_grad():
             advantage, q = {}, {}
             for kind in KINDS:
-                q[kind] = self._q(kind, now, action)
+                q[kind] = self._q(kind, said)
                 best = q[kind] if cfg.advantage == "q" else target[kind]
-                advantage[kind] = best - net.value[kind](now)[0]
+                advantage[kind] = best - self._v(kind, said)
                 scale = self.scale[kind]
                 if isinstance(scale, RmsNormalizer):
                     scale.update(advantage[kind], data.pairs.valid)
@@ -335,11 +364,11 @@ class Objectives:
                     scale.update(q[kind][data.pairs.valid > 0])
                 advantage[kind] = advantage[kind] / scale.divisor
             if cfg.weight == "sum":
-                u = 1.0 - net.value["reach"](now)[0]
+                u = 1.0 - self._v("reach", said)
                 weight = losses.offline_weight(u, advantage["reward"], advantage["cost"], cfg.beta)
                 weight = weight.clamp(max=cfg.weight_clip)
             else:
-                p = net.q_reach(now, action)
+                p = self._q("reach", said)
                 weight = torch.exp(cfg.beta * advantage["reward"]).clamp(max=cfg.weight_clip)
                 weight = weight * (1.0 - p).pow(cfg.gate_power)
                 weight = weight / losses.masked_mean(weight, valid).clamp(min=1e-6)

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
+import onnx.helper
 import onnx.numpy_helper
+import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ class Graphs:
             BundleError: it cannot be exported.
         """
         model = self._traced[_shape(module)] = _trace(module, where)
-        return _bytes(model)
+        return _finished(model)
 
     def fill(self, module: nn.Module) -> bytes | None:
         """The graph of a module like one that was traced; None where there was none."""
@@ -49,8 +51,8 @@ class Graphs:
             name = initializer.name
             if name in tensors:
                 array = tensors[name].detach().cpu().numpy()
-                initializer.CopyFrom(onnx.numpy_helper.from_array(array, name))
-        return _bytes(model)
+                initializer.raw_data = onnx.numpy_helper.from_array(array).raw_data
+        return _finished(model)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -75,21 +77,35 @@ def _trace(module: nn.Module, where: Path) -> onnx.ModelProto:
                 output_names=list(module.output_names),
                 external_data=False,
                 verbose=False,
-                # onnxruntime optimizes what it loads; here weights must keep their names.
-                optimize=False,
+                optimize=False,  # for weights to keep their names
             )
         assert program is not None
         model = program.model_proto
-        onnx.checker.check_model(model)
+        _name_outputs(model, list(module.output_names))
+        onnx.checker.check_model(_optimized(model))
     except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
         what = " ".join(str(error).split())[:300]
         raise BundleError(f"the policy cannot be exported ({what})", where=where) from error
-    _strip(model)
     return model
 
 
-def _bytes(model: onnx.ModelProto) -> bytes:
+def _finished(model: onnx.ModelProto) -> bytes:
+    model = _optimized(model)
+    _strip(model)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _optimized(model: onnx.ModelProto) -> onnx.ModelProto:
+    with _quiet():
+        return onnxscript.optimizer.optimize(model)
+
+
+def _name_outputs(model: onnx.ModelProto, names: list[str]) -> None:
+    """Give each output its name; a tensor that is two outputs at once comes out as one of them."""
+    for output, name in zip(model.graph.output, names, strict=True):
+        if output.name != name:
+            model.graph.node.append(onnx.helper.make_node("Identity", [output.name], [name]))
+            output.name = name
 
 
 @contextmanager
