@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from safe_o2o.safety.curves import spline
-from safe_o2o.safety.path import JointPath
+from safe_o2o.safety.path import RESERVE, STRETCHES, JointPath
 
 ONE, REST = np.ones(1), np.zeros(1)
 ANY = np.full(1, np.inf)
@@ -119,3 +119,25 @@ def test_it_bends_less_than_any_other_curve_through_the_targets() -> None:
     np.testing.assert_allclose(tangent[0], start, atol=1e-12)
     following = tangent[:-1] + h[:, None] * (bend[:-1] + bend[1:]) / 2
     np.testing.assert_allclose(tangent[1:], following, atol=1e-12)
+
+
+def test_the_pace_it_guesses_is_the_fastest_that_fits() -> None:
+    """Against trying every stretch from the fastest on, for arms at rest and under way."""
+    generator, same = np.random.default_rng(5), 0
+    speed, acceleration, jerk = np.full(7, 1.5), np.full(7, 6.0), np.full(7, np.inf)
+    for _ in range(60):
+        q = generator.normal(size=7)
+        way = generator.normal(0.0, 0.12, 7) + generator.normal(0.0, 0.02, (8, 7))
+        target = q + np.cumsum(way, axis=0)
+        v = generator.choice((0.0, 0.2)) * way[0] / 0.1
+        found = JointPath.fit(q, v, None, target, 0.1, 0.01, speed, acceleration, jerk)
+        if not found.late or found.rate == 1.0:
+            continue
+        for stretch in STRETCHES:
+            path = JointPath(q, v, None, target, 0.1 * stretch, 0.01, aligned=True, rest=0.5)
+            start = path.motion(0.0)[0]
+            if not path.refusal(start, None, speed, RESERVE * acceleration, jerk):
+                break
+        assert found.stretch in (stretch, STRETCHES[min(STRETCHES.index(stretch) + 1, 12)])
+        same += found.stretch == stretch
+    assert same > 25
