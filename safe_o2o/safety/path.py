@@ -102,6 +102,7 @@ class JointPath:
         self.time, self.rate, self.late, self.stretch = 0.0, 1.0, "", 1.0
         self.start = q
         self.check: Any = None
+        self._hull: tuple[Array, Array] | None = None
         point = np.vstack([q, target])
         move = np.diff(point, axis=0)
         # In policy periods the path begins here, and its first segment lasts so long. The same
@@ -289,10 +290,13 @@ class JointPath:
 
     def hull(self) -> tuple[Array, Array]:
         """Joint positions `[n]`, rad, below and above which no point of the path lies."""
+        if self._hull is not None:
+            return self._hull
         length = np.diff(self._edges, append=self._stops)
         scaled = self._pieces * (length[:, None] ** np.arange(6.0))[:, :, None]
         control = BERNSTEIN @ scaled
-        return control.min(axis=(0, 1)), control.max(axis=(0, 1))
+        self._hull = control.min(axis=(0, 1)), control.max(axis=(0, 1))
+        return self._hull
 
     @property
     def phase(self) -> float:

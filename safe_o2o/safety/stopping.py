@@ -105,16 +105,17 @@ class Stopping:
         """
         first, dt = path.at(time), self._dt
         w = (first - q) / dt
-        refusal = self._differences.first_tick(w, v, change)
-        if refusal:
-            return None, refusal
-        n = synchronous_ticks(w, self._acceleration, dt)
-        two = np.concatenate([q, first]).reshape(2, -1)
+        n, refusal = synchronous_ticks(w, self._acceleration, dt), ""
         for times in self._along(path, time, rate, n):
-            rest = path.positions(times)
-            refusal = self._differences.refusal(np.concatenate([two, rest]), v, change)
+            points = np.empty((len(times) + 2, len(q)))
+            points[0], points[1], points[2:] = q, first, path.positions(times)
+            again, refusal = bool(refusal), self._differences.refusal(points, v, change)
             if not refusal:
-                return Stop(first, rest, times, time), ""
+                return Stop(first, points[2:], times, time), ""
+            # Is not even the first tick possible, whatever comes after it?
+            alone = "" if again else self._differences.first_tick(w, v, change)
+            if alone:
+                return None, alone
         return self.straight(first, time, q, v, change) if leave else (None, refusal)
 
     def straight(
