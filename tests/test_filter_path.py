@@ -141,3 +141,24 @@ def test_the_pace_it_guesses_is_the_fastest_that_fits() -> None:
         assert found.stretch in (stretch, STRETCHES[min(STRETCHES.index(stretch) + 1, 12)])
         same += found.stretch == stretch
     assert same > 25
+
+
+def test_a_chunk_that_cannot_be_followed_costs_a_few_tries_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the arm is doing when it comes; planning happens within a control tick."""
+    tries: list[int] = []
+    real = JointPath.__init__
+    monkeypatch.setattr(
+        JointPath, "__init__", lambda self, *args: tries.append(1) or real(self, *args)
+    )
+    generator, most, stretched = np.random.default_rng(9), 0, set()
+    speed, acceleration, jerk = np.full(7, 1.5), np.full(7, 6.0), np.full(7, np.inf)
+    for _ in range(200):
+        q, v = generator.normal(size=7), generator.normal(0.0, 0.6, 7) * generator.integers(0, 2)
+        way = generator.normal(0.0, generator.choice((0.05, 0.2, 1.0)), (10, 7))
+        tries.clear()
+        target = q + np.cumsum(way, axis=0)
+        path = JointPath.fit(q, v, None, target, 0.1, 0.01, speed, acceleration, jerk)
+        most, stretched = max(most, len(tries)), stretched | {path.stretch}
+    assert most <= 2 + 1 + 3 + 1 + 8 and len(stretched) > 6

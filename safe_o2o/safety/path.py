@@ -6,7 +6,7 @@ so an arm that is slowed down does not skip actions, and a stop along it does no
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from math import ceil, sqrt
 from typing import Any
@@ -19,6 +19,8 @@ from safe_o2o.types import Array
 
 STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0)
 """Factors on the policy period that are tried until speed, acceleration and jerk fit."""
+TRIES = 3
+"""How many of the stretches from the fastest that should fit are tried, for an arm that joins."""
 START = 3.0
 """Start acceleration of a quintic whose acceleration may jump, in changes of velocity a period."""
 ALIGNED = 0.5
@@ -217,25 +219,29 @@ class JointPath:
         joins = (np.abs(v - along * full) <= beside).all() and along >= 0.0
         if joins:
             # Such a path keeps its shape: what it asks for at one pace tells what at any other.
-            least = max(least, path.pace(speed, calm, jerk))
-        for stretch in STRETCHES:
-            if stretch < min(least, STRETCHES[-1]):
-                continue
-            if joins:
+            pace = max(least, path.pace(speed, calm, jerk))
+            for stretch in [s for s in STRETCHES if s >= pace][:TRIES]:
                 path = shaped(stretch, False, aligned=True)
                 full, _ = path.motion(0.0)
                 path.rate = min(along * stretch, 1.0) if size > 0.0 else 1.0
-                beside_path = np.abs(v - path.rate * full) <= beside
-                if beside_path.all() and not path.refusal(full, slow, speed, calm, jerk):
+                near = np.abs(v - path.rate * full) <= beside
+                if near.all() and not path.refusal(full, slow, speed, calm, jerk):
                     path.late = late
                     return path
-            for gentle in (False, True) if stretch > 1.0 else ():
-                path = shaped(stretch, gentle)
+        # Another one bends less the longer it takes: the first stretch that fits, by halves.
+        first, last = bisect_left(STRETCHES, max(least, STRETCHES[1])), len(STRETCHES) - 1
+        found = shaped(STRETCHES[-1], True)  # each tick is checked again anyway
+        while first <= last:
+            middle = (first + last) // 2
+            for gentle in (False, True):
+                path = shaped(STRETCHES[middle], gentle)
                 if not path.refusal(v, a, speed, calm, jerk):
-                    path.late = late
-                    return path
-        path.late = late  # the slowest one: each tick is checked again anyway
-        return path
+                    found, last = path, middle - 1
+                    break
+            else:
+                first = middle + 1
+        found.late = late
+        return found
 
     def pace(self, speed: Array, acceleration: Array, jerk: Array) -> float:
         """About by how much it would have to be stretched, if at all, for the joints to follow."""
