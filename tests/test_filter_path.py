@@ -156,7 +156,7 @@ def test_a_chunk_that_cannot_be_followed_costs_a_few_tries_only(
     speed, acceleration, jerk = np.full(7, 1.5), np.full(7, 6.0), np.full(7, np.inf)
     for _ in range(200):
         q, v = generator.normal(size=7), generator.normal(0.0, 0.6, 7) * generator.integers(0, 2)
-        way = generator.normal(0.0, generator.choice((0.05, 0.2, 1.0)), (10, 7))
+        way = generator.normal(0.0, generator.choice((0.05, 0.07, 0.1, 0.2, 1.0)), (10, 7))
         tries.clear()
         target = q + np.cumsum(way, axis=0)
         path = JointPath.fit(q, v, None, target, 0.1, 0.01, speed, acceleration, jerk)
