@@ -161,4 +161,4 @@ def test_a_chunk_that_cannot_be_followed_costs_a_few_tries_only(
         target = q + np.cumsum(way, axis=0)
         path = JointPath.fit(q, v, None, target, 0.1, 0.01, speed, acceleration, jerk)
         most, stretched = max(most, len(tries)), stretched | {path.stretch}
-    assert most <= 2 + 1 + 3 + 1 + 8 and len(stretched) > 6
+    assert most <= 2 + 1 + 3 + 1 + 8 and len(stretched) >= 5
