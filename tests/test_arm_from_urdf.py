@@ -70,29 +70,33 @@ def run(safety: SafetyFilter, q: Array, target: Array, steps: int = 15) -> list[
     return out
 
 
+def two_links() -> Arm:
+    return Arm(RobotLimits.from_urdf(TWO_LINKS, **MORE), Geometry.from_urdf(TWO_LINKS), TWO_LINKS)
+
+
+def watched(arm: Arm, thing: Obstacle) -> SafetyFilter:
+    return SafetyFilter.for_robot(
+        arm, workspace=BOX, table_height=-1.0, obstacles=[thing], self_collision=True,
+        config=PATIENT,
+    )  # fmt: skip
+
+
 def test_a_shipped_arm_read_from_its_urdf_is_filtered_to_the_bit_as_by_its_name() -> None:
     text, known = (
         shipped_text("robot_models", "ur5e", ".urdf"),
         Arm.load("ur5e", MEASURED),
     )
-    own = Arm.from_urdf(
+    limits = RobotLimits.from_urdf(
         text, acceleration=known.limits.acceleration, jerk=known.limits.jerk,
         tool_frame=known.limits.tool_frame, elbow_frame=known.limits.elbow_frame,
-        geometry=known.geometry,
     )  # fmt: skip
+    own = Arm(limits, known.geometry, text)
     own = replace(own, limits=replace(known.limits, robot="mine"))
     thing = Obstacle("thing", (0.0, -0.5, 0.4), 0.1)
     q = np.array([0.0, -1.2, 1.5, -1.9, -1.5, 0.0])
     found = []
     for arm in (known, own):
-        safety = SafetyFilter.for_robot(
-            arm,
-            workspace=BOX,
-            table_height=-1.0,
-            obstacles=[thing],
-            self_collision=True,
-            config=PATIENT,
-        )
+        safety = watched(arm, thing)
         found.append(run(safety, q, q + np.array([-1.0, 0.3, 0.1, 0.0, 0.0, 0.4])))
     for a, b in zip(*found, strict=True):
         assert np.array_equal(a.command.q, b.command.q)
@@ -101,17 +105,10 @@ def test_a_shipped_arm_read_from_its_urdf_is_filtered_to_the_bit_as_by_its_name(
 
 
 def test_an_arm_of_ones_own_stops_before_what_is_in_its_way() -> None:
-    arm = Arm.from_urdf(TWO_LINKS, geometry=Geometry.from_urdf(TWO_LINKS), **MORE)
+    arm = two_links()
     assert arm.limits.robot == "mine" and arm.limits.joint_names == ("one", "two")
     wall = Obstacle("wall", (0.45, 0.45, 0.0), 0.1)
-    safety = SafetyFilter.for_robot(
-        arm,
-        workspace=BOX,
-        table_height=-1.0,
-        obstacles=[wall],
-        self_collision=True,
-        config=PATIENT,
-    )
+    safety = watched(arm, wall)
     decisions = run(safety, np.zeros(2), np.array([1.2, 0.0]))
     last = decisions[-1]
     assert last.verdict is Verdict.STOPPED and last.reason == "obstacles"
@@ -149,7 +146,7 @@ def test_neighbours_and_what_is_fixed_together_may_touch() -> None:
 
 
 def test_a_load_in_the_hand_of_ones_own_arm_counts() -> None:
-    arm = Arm.from_urdf(TWO_LINKS, geometry=Geometry.from_urdf(TWO_LINKS), **MORE)
+    arm = two_links()
     rod = Capsule("tool", (0.0, 0.0, 0.0), (0.3, 0.0, 0.0), 0.02)
     plain, loaded = (arm.body(load)[0] for load in ((), (rod,)))
     assert loaded.spheres > plain.spheres and (loaded.reach >= plain.reach).all()
@@ -184,7 +181,7 @@ def test_an_arm_of_which_nothing_but_its_joints_is_known_is_not_watched_for_obst
         bare = bare.replace(f"<collision>{shape}</collision>", "")
     with pytest.raises(ConfigError, match="no collision shapes"):
         Geometry.from_urdf(bare)
-    arm = Arm.from_urdf(bare, **MORE)
+    arm = Arm(RobotLimits.from_urdf(bare, **MORE), None, bare)
     for settings in ({"obstacles": ()}, {"self_collision": True}):
         with pytest.raises(ConfigError, match="mine: has no body"):
             SafetyFilter.for_robot(arm, workspace=BOX, **settings)  # type: ignore[arg-type]

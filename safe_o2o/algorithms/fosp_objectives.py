@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from safe_o2o.algorithms import losses
 from safe_o2o.algorithms.duals import AugmentedLagrangian
 from safe_o2o.algorithms.fosp_config import FospConfig
-from safe_o2o.algorithms.fosp_policy import FospNet, stack_images, stack_vectors
+from safe_o2o.algorithms.fosp_policy import FospNet, cautious, stack_images, stack_vectors
 from safe_o2o.algorithms.world_model import Imagined, Observed
 from safe_o2o.data.batch import Batch
 from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
@@ -272,8 +272,7 @@ class Objectives:
 
     def _q(self, kind: str, said: Estimates) -> Tensor:
         """The cautious one of the ensemble `[B, T-1]`, cut from the graph."""
-        values = self.net.critic[kind].decode(said.q[kind].detach())
-        return values.amin(0) if kind == "reward" else values.amax(0)
+        return cautious(kind, self.net.critic[kind].decode(said.q[kind].detach()))
 
     def _v(self, kind: str, said: Estimates) -> Tensor:
         return self.net.value[kind].decode(said.v[kind].detach())[0]

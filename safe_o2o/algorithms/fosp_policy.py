@@ -35,6 +35,11 @@ def stack_images(spec: ObservationSpec, obs: Mapping[str, Tensor]) -> Tensor:
     return image.movedim(-1, -3).to(torch.float32).div_(255.0).sub_(0.5)
 
 
+def cautious(kind: str, values: Tensor) -> Tensor:
+    """Of an ensemble `[E, ...]` the member to believe: least reward, most cost, most risk."""
+    return values.amin(0) if kind == "reward" else values.amax(0)
+
+
 class FospNet(nn.Module):
     """Every network of FOSP.
 
@@ -84,15 +89,15 @@ class FospNet(nn.Module):
 
     def q_reward(self, feature: Tensor, action: Tensor) -> Tensor:
         """Smallest reward critic of the ensemble `[...]`."""
-        return self.critic["reward"](feature, action).amin(0)
+        return cautious("reward", self.critic["reward"](feature, action))
 
     def q_cost(self, feature: Tensor, action: Tensor) -> Tensor:
         """Largest cost critic of the ensemble `[...]`."""
-        return self.critic["cost"](feature, action).amax(0)
+        return cautious("cost", self.critic["cost"](feature, action))
 
     def q_reach(self, feature: Tensor, action: Tensor) -> Tensor:
         """Largest probability of a later violation over the ensemble `[...]`."""
-        return self.critic["reach"](feature, action).amax(0)
+        return cautious("reach", self.critic["reach"](feature, action))
 
     def track(
         self, image: Tensor, vector: Tensor, latent: Latent, action: Tensor, is_first: Tensor

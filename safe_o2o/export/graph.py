@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -38,21 +37,27 @@ class Graphs:
         Raises:
             BundleError: it cannot be exported.
         """
-        model = self._traced[_shape(module)] = _trace(module, where)
-        return _finished(model)
+        try:
+            traced = self._traced[_shape(module)] = _trace(module)
+            model = _optimized(traced)
+            onnx.checker.check_model(model)
+        except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
+            what = " ".join(str(error).split())[:300]
+            raise BundleError(f"the policy cannot be exported ({what})", where=where) from error
+        return _bytes(model)
 
     def fill(self, module: nn.Module) -> bytes | None:
         """The graph of a module like one that was traced; None where there was none."""
         traced = self._traced.get(_shape(module))
         if traced is None:
             return None
-        model, tensors = copy.deepcopy(traced), _tensors(module)
-        for initializer in model.graph.initializer:
+        tensors = _tensors(module)
+        for initializer in traced.graph.initializer:
             name = initializer.name
             if name in tensors:
                 array = tensors[name].detach().cpu().numpy()
                 initializer.raw_data = onnx.numpy_helper.from_array(array).raw_data
-        return _finished(model)
+        return _bytes(_optimized(traced))
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -65,32 +70,26 @@ def _shape(module: nn.Module) -> str:
     return f"{module}\n{sizes}"
 
 
-def _trace(module: nn.Module, where: Path) -> onnx.ModelProto:
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                module,
-                module.example_inputs(),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(module.input_names),
-                output_names=list(module.output_names),
-                external_data=False,
-                verbose=False,
-                optimize=False,  # for weights to keep their names
-            )
-        assert program is not None
-        model = program.model_proto
-        _name_outputs(model, list(module.output_names))
-        onnx.checker.check_model(_optimized(model))
-    except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
-        what = " ".join(str(error).split())[:300]
-        raise BundleError(f"the policy cannot be exported ({what})", where=where) from error
+def _trace(module: nn.Module) -> onnx.ModelProto:
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            module.example_inputs(),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(module.input_names),
+            output_names=list(module.output_names),
+            external_data=False,
+            verbose=False,
+            optimize=False,  # for weights to keep their names
+        )
+    assert program is not None
+    model = program.model_proto
+    _name_outputs(model, list(module.output_names))
     return model
 
 
-def _finished(model: onnx.ModelProto) -> bytes:
-    model = _optimized(model)
+def _bytes(model: onnx.ModelProto) -> bytes:
     _strip(model)
     return bytes(model.SerializeToString(deterministic=True))
 

@@ -9,12 +9,13 @@ from typing import Any
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.body import Body, Capsule, Geometry
 from safe_o2o.safety.limits import RobotLimits
-from safe_o2o.types import Array
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Limits, kinematics and body of an arm.
+    """Limits, kinematics and body of an arm: a shipped one by its name, or the user's own.
+
+        Arm(RobotLimits.from_urdf(text, ...), Geometry.from_urdf(text), text)
 
     Attributes:
         limits: what its joints may do.
@@ -41,41 +42,6 @@ class Arm:
         """
         return cls(RobotLimits.load(robot, measured=measured), Geometry.load(robot), robot)
 
-    @classmethod
-    def from_urdf(
-        cls,
-        text: str,
-        *,
-        acceleration: Sequence[float] | Array,
-        jerk: Sequence[float] | Array,
-        tool_frame: str,
-        elbow_frame: str,
-        geometry: Geometry | None = None,
-    ) -> Arm:
-        """The user's own arm.
-
-        Args:
-            text: the URDF, as in the parameter `robot_description`.
-            acceleration: largest joint accelerations `[n]`, rad/s^2, which a URDF does not hold.
-            jerk: largest joint jerks `[n]`, rad/s^3; infinite where it need not be limited.
-            tool_frame: link or frame of the tool's point.
-            elbow_frame: link or frame of the point in the middle of the arm.
-            geometry: what its links occupy, `Geometry.from_urdf(text)` where the URDF says it.
-
-        Raises:
-            ConfigError: the URDF does not describe such an arm.
-        """
-        limits = RobotLimits.from_urdf(
-            text,
-            acceleration=acceleration,
-            jerk=jerk,
-            tool_frame=tool_frame,
-            elbow_frame=elbow_frame,
-        )
-        if geometry is not None:
-            geometry = replace(geometry, robot=text)
-        return cls(limits, geometry, text)
-
     def body(self, load: Sequence[Capsule] = (), *, spheres: bool = True) -> tuple[Body, Any]:
         """The arm as spheres and frames (tool, elbow), and the pairs of frames not to watch.
 
@@ -95,5 +61,5 @@ class Arm:
                 where=self.limits.robot,
                 todo="give it a geometry: capsules about its links",
             )
-        shape = self.geometry.carrying(load)
+        shape = replace(self.geometry, robot=self.description).carrying(load)
         return Body(self.description, shape.capsules, frames), shape.skip

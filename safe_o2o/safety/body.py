@@ -74,7 +74,7 @@ class Geometry:
     """The body of an arm.
 
     Attributes:
-        robot: name of the arm, or the text of its URDF.
+        robot: name of the arm; where it is no shipped one, `carrying` needs its URDF here.
         capsules: what its links occupy.
         skip: pairs of frames whose distance is not watched, because neighbours always touch or
             because the joint limits keep them apart.
@@ -151,7 +151,7 @@ class Geometry:
             or joint[a] == model.parents[joint[b]]
             or joint[b] == model.parents[joint[a]]
         ]
-        return cls(text, found, (*near, *skip), "collision elements of the URDF")
+        return cls(str(model.name), found, (*near, *skip), "collision elements of the URDF")
 
     @classmethod
     def from_mapping(cls, data: Any, *, where: str) -> Geometry:

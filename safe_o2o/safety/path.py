@@ -230,7 +230,7 @@ class JointPath:
                     return path
         # Another one bends less the longer it takes: the first stretch that fits, by halves.
         first, last = bisect_left(STRETCHES, max(least, STRETCHES[1])), len(STRETCHES) - 1
-        found = shaped(STRETCHES[-1], True)  # each tick is checked again anyway
+        found: JointPath | None = None
         while first <= last:
             middle = (first + last) // 2
             for gentle in (False, True):
@@ -240,6 +240,8 @@ class JointPath:
                     break
             else:
                 first = middle + 1
+        if found is None:
+            found = shaped(STRETCHES[-1], True)  # each tick is checked again anyway
         found.late = late
         return found
 

@@ -106,15 +106,14 @@ class Stopping:
         first, dt = path.at(time), self._dt
         w = (first - q) / dt
         n, refusal = synchronous_ticks(w, self._acceleration, dt), ""
-        for times in self._along(path, time, rate, n):
+        for tried, times in enumerate(self._along(path, time, rate, n)):
             points = np.empty((len(times) + 2, len(q)))
             points[0], points[1], points[2:] = q, first, path.positions(times)
-            again, refusal = bool(refusal), self._differences.refusal(points, v, change)
+            refusal = self._differences.refusal(points, v, change)
             if not refusal:
                 return Stop(first, points[2:], times, time), ""
-            # Is not even the first tick possible, whatever comes after it?
-            alone = "" if again else self._differences.first_tick(w, v, change)
-            if alone:
+            alone = "" if tried else self._differences.first_tick(w, v, change)
+            if alone:  # whatever comes after it
                 return None, alone
         return self.straight(first, time, q, v, change) if leave else (None, refusal)
 
