@@ -26,6 +26,18 @@ T = TypeVar("T")
 _REFUSE: Any = object()
 
 
+def require_positive(settings: Any, *names: str) -> None:
+    """Refuse settings of which one of these is not above zero; NaN is not.
+
+    Raises:
+        ConfigError: with the setting's name and value.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if not value > 0:
+            raise ConfigError(f"must be positive, got {value}", where=name)
+
+
 def to_json(config: Any) -> Any:
     """A JSON-ready copy of a config: tuples become lists, paths and infinities become strings.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safe_o2o.config import require_positive
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import ConfigError, MissingDependencyError
@@ -101,9 +102,7 @@ class DeployConfig:
         for name in ("episodes", "rounds", "seed", "wait_for_learner"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"must be 0 or more, got {getattr(self, name)}", where=name)
-        for name in ("episodes_per_round", "speed"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"must be positive, got {getattr(self, name)}", where=name)
+        require_positive(self, "episodes_per_round", "speed")
 
     @property
     def total(self) -> int:

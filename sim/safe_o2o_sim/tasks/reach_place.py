@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from safe_o2o.config import require_positive
 from safe_o2o.errors import ConfigError
 from safe_o2o.runtime.cartesian import WORKSPACE
 from safe_o2o.safety.obstacle import Obstacle
@@ -76,9 +77,7 @@ class ReachPlaceConfig:
                 f"unknown scene variant {self.variant!r}", todo=f"known: {', '.join(VARIANTS)}"
             )
         positive = ("max_steps", "period", "max_delta", "tolerance", "dwell", "tool_speed")
-        for name in (*positive, "seen_period"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"must be positive, got {getattr(self, name)}", where=name)
+        require_positive(self, *positive, "seen_period")
         for name in ("seen_latency", "seen_error", "seen_speed_error"):
             if not 0.0 <= getattr(self, name) < np.inf:
                 raise ConfigError(f"must not be negative, got {getattr(self, name)}", where=name)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from safe_o2o.errors import ConfigError, RobotStateError
+from safe_o2o.config import require_positive
+from safe_o2o.errors import RobotStateError
 from safe_o2o.runtime.cartesian import WORKSPACE
 from safe_o2o.spaces import ArraySpec, ObservationSpec, Spec
 from safe_o2o.types import Array, Observation, RobotState
@@ -50,9 +51,9 @@ class SafeReachConfig:
 
     def __post_init__(self) -> None:
         require_variant(self.variant)
-        for name in ("max_steps", "period", "max_delta", "tolerance", "tool_speed", "image_size"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"must be positive, got {getattr(self, name)}", where=name)
+        require_positive(
+            self, "max_steps", "period", "max_delta", "tolerance", "tool_speed", "image_size"
+        )
 
     def spec(self) -> Spec:
         """What a policy of this task sees and does."""

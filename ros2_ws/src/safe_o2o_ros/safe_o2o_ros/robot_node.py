@@ -26,6 +26,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from safe_o2o import catalog
+from safe_o2o.config import require_positive
 from safe_o2o.errors import ConfigError
 from safe_o2o.interfaces import Simulated
 from safe_o2o.runtime.cartesian import certified_box
@@ -92,9 +93,7 @@ class RobotNodeConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("speed", "state_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"must be positive, got {getattr(self, name)}", where=name)
+        require_positive(self, "speed", "state_rate")
 
     def sources(self) -> dict[str, SourceLimits]:
         """What is watched besides commands and joint states, by name."""
