@@ -118,9 +118,9 @@ def stage_command(facts: Mapping[str, Any], run: str) -> Callable[[str], str]:
             recorded[str(name)] = str(entry["command"])
     defaults = {
         "collect": f"safe-o2o collect --out {run}/dataset",
-        "train": f"safe-o2o train fosp --data {run}/dataset --out {run}",
+        "train": f"safe-o2o train fosp --data {run}/dataset --out {run}/checkpoints",
         "evaluate": f"safe-o2o evaluate {run}/checkpoints mixture random --out {run}",
-        "export": f"safe-o2o export {run}/checkpoints --out {run}/bundles",
+        "export": f"safe-o2o export {run}/checkpoints --data {run}/dataset --out {run}/bundles",
         "deploy": f"safe-o2o deploy --run {run}",
         "finetune": f"safe-o2o finetune --run {run}",
         "demo": str(facts.get("command") or f"safe-o2o demo --out {run}"),
