@@ -30,7 +30,8 @@ from safe_o2o.safety.obstacle import MARGIN, Obstacle, Obstacles
 from safe_o2o.safety.path import JointPath
 from safe_o2o.safety.precheck import PathCheck, PathConstraints
 from safe_o2o.safety.self_collision import OWN_MARGIN, SelfCollision
-from safe_o2o.safety.stopping import Stop, Stopping
+from safe_o2o.safety.stop import Stop
+from safe_o2o.safety.stopping import Stopping
 from safe_o2o.safety.sweep import SLACK, JointDifferences, lowest_clearance
 from safe_o2o.safety.tightening import Tightening
 from safe_o2o.safety.tool_speed import REDUCED_SPEED, ToolSpeed
@@ -60,7 +61,6 @@ class _Candidate:
     path: JointPath
     time: float  # on the path, of its first set-point
     rate: float
-    q: Array  # [K + 1, n]: the last command, the set-point, the stop after it
     stop: Stop
 
 
@@ -382,8 +382,7 @@ class SafetyFilter:
             stop, _ = self._stopping.straight(first, time, self._q, self._v, self._change)
             if stop is None:
                 continue
-            q = np.concatenate([self._q[None], stop.first[None], stop.q])
-            found = _Candidate(path, time, 1.0, q, stop)
+            found = _Candidate(path, time, 1.0, stop)
             refused, margin = self._clear(found, now)
             if not refused:
                 decision = self._send(found, margin, wall, now)
@@ -455,8 +454,7 @@ class SafetyFilter:
         )
         if stop is None:
             return None, refusal
-        q = np.concatenate([self._q[None], stop.first[None], stop.q])
-        return _Candidate(path, time, rate, q, stop), ""
+        return _Candidate(path, time, rate, stop), ""
 
     def _clear(self, found: _Candidate, now: float) -> tuple[str, float]:
         """The constraint that says no to a motion, or `""` and its margin."""
@@ -473,7 +471,8 @@ class SafetyFilter:
         if not left:
             return "", margin
         delay = self.config.latency * self.period
-        motion = Motion(found.q, self.period, self._v, now=now, delay=delay)
+        q = np.concatenate([self._q[None], stop.first[None], stop.q])
+        motion = Motion(q, self.period, self._v, now=now, delay=delay)
         for constraint in left:
             lowest = lowest_clearance(constraint, motion)
             if lowest is None:

@@ -328,6 +328,15 @@ class JointPath:
             a, b, c, d, e, f = self._pieces[piece[0]]
             u = (s - self._starts[piece[0]])[:, None]
             return np.asarray(a + u * (b + u * (c + u * (d + u * (e + u * f)))))
+        return self._on(piece, s)
+
+    def scattered(self, time: Array) -> Array:
+        """`positions` at path times in any order, the same to the bit."""
+        s = (time - self._lead) / self.per_step
+        return self._on(np.searchsorted(self._edges, s, side="right") - 1, s)
+
+    def _on(self, piece: Array, s: Array) -> Array:
+        """Joint positions `[K, n]` at path parameters `[K]` on these pieces `[K]`."""
         u = (s - self._edges[piece])[:, None]
         a, b, c, d, e, f = self._pieces[piece].transpose(1, 0, 2)
         q = a + u * (b + u * (c + u * (d + u * (e + u * f))))

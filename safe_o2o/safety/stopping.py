@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
@@ -16,6 +15,8 @@ from safe_o2o.safety.braking import (
 )
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.path import JointPath
+from safe_o2o.safety.stop import Stop
+from safe_o2o.safety.stops_ahead import StopsAhead
 from safe_o2o.safety.sweep import JointDifferences
 from safe_o2o.types import Array
 
@@ -26,42 +27,6 @@ LONGEST = 256
 """Ticks up to which the rest of the path counts as a stop."""
 WAITS = (1, 2, 4, 8, 16, 32)
 """Ticks to go on as before until there is acceleration left to brake with along the path."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """A verified set-point and the set-points that lead from it to rest.
-
-    Attributes:
-        first: the set-point `[n]`, rad.
-        q: what follows, one a tick `[K, n]`, rad; the last one is at rest.
-        times: where on the path that is `[K]`, ticks; None where it leaves the path.
-        time: where on the path `first` is, ticks.
-    """
-
-    first: Array
-    q: Array
-    times: Array | None
-    time: float
-
-    @classmethod
-    def none(cls, n: int) -> Stop:
-        """Nothing to stop: n joints at rest."""
-        return cls(np.full(n, np.nan), np.empty((0, n)), None, 0.0)
-
-    @property
-    def rate(self) -> float:
-        """Path ticks of its next tick."""
-        return float(self.times[0] - self.time) if self.times is not None and len(self.q) else 0.0
-
-    def rest(self) -> Stop:
-        """What is left when its next set-point has been played."""
-        times = self.times
-        return Stop(
-            self.q[0], self.q[1:],
-            None if times is None else times[1:],
-            self.time if times is None else float(times[0]),
-        )  # fmt: skip
 
 
 class Stopping:
@@ -75,6 +40,8 @@ class Stopping:
 
     def __init__(self, limits: RobotLimits, dt: float, differences: JointDifferences) -> None:
         self._acceleration, self._dt, self._differences = limits.acceleration, dt, differences
+        self._ahead = StopsAhead(differences, dt, self._fastest)
+        self._from_full: dict[int, Array] = {}  # stops of the clock by their ticks
         # Ticks in which the slowest joint's acceleration can be built up.
         ramp = float((limits.acceleration / limits.jerk).max()) / dt
         self._ramps = ceil(ramp - 1e-9) if differences.jerk_binds else 0
@@ -103,6 +70,10 @@ class Stopping:
         Returns:
             The stop and `""`, or None and the limit that refused the last one tried.
         """
+        if rate == 1.0:
+            ready = self._ahead.find(path, time, q, v, change)
+            if ready is not None:
+                return ready, ""
         first, dt = path.at(time), self._dt
         w = (first - q) / dt
         n, refusal = synchronous_ticks(w, self._acceleration, dt), ""
@@ -142,6 +113,12 @@ class Stopping:
                 return Stop(first, rest, None, time), ""
         return None, refusal
 
+    def _fastest(self, path: JointPath, time: float, v: Array) -> Array:
+        """Path times `[K]` of the fastest stop along the path from full speed, v `[n]` there."""
+        return next(
+            self._along(path, time, 1.0, synchronous_ticks(v, self._acceleration, self._dt))
+        )
+
     def _along(self, path: JointPath, time: float, rate: float, n: int) -> Iterator[Array]:
         """Path times of stops along the path, the fastest first, `[K]` each, ticks."""
         if not n:
@@ -149,20 +126,33 @@ class Stopping:
             return
         # The path itself ends at rest: going on as before is a stop if the end is near.
         left = ceil((path.end - time) / rate - 1e-9)
-        onward = time + rate * np.arange(1.0, min(left, LONGEST) + 1.0)
         for longer in LONGER:
             if 0 < left <= n * longer:
-                yield np.minimum(onward, path.end)
+                yield self._onward(path, time, rate, left)
                 return
-            hold = max(ceil(n * longer) - self._ramps, 0)
-            yield time + scalar_stop(rate, self._ramps, hold, 1.0)
+            yield time + self._stop(rate, n * longer)
         # In a curve that takes all of a joint's acceleration nothing is left to brake with: then
         # first on to where the curve ends.
-        hold = max(ceil(n * LONGER[1]) - self._ramps, 0)
-        stop = scalar_stop(rate, self._ramps, hold, 1.0)
+        stop = self._stop(rate, n * LONGER[1])
         for wait in WAITS:
             if wait < left:
-                on = onward[:wait]
+                on = time + rate * np.arange(1.0, wait + 1.0)
                 yield np.concatenate([on, np.minimum(on[-1] + stop, path.end)])
         if 0 < left <= LONGEST:
-            yield np.minimum(onward, path.end)
+            yield self._onward(path, time, rate, left)
+
+    @staticmethod
+    def _onward(path: JointPath, time: float, rate: float, left: int) -> Array:
+        """Path times `[left]` of going on as before to the path's end."""
+        on: Array = time + rate * np.arange(1.0, min(left, LONGEST) + 1.0)
+        return np.minimum(on, path.end)
+
+    def _stop(self, rate: float, ticks: float) -> Array:
+        """Path ticks `[K]` from now of a stop of the clock in about so many ticks."""
+        hold = max(ceil(ticks) - self._ramps, 0)
+        if rate != 1.0:
+            return scalar_stop(rate, self._ramps, hold, 1.0)
+        known = self._from_full.get(hold)
+        if known is None:
+            known = self._from_full[hold] = scalar_stop(1.0, self._ramps, hold, 1.0)
+        return known

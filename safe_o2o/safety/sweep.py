@@ -64,6 +64,24 @@ class JointDifferences:
                 return "joint_jerk"
         return ""
 
+    def within(self, q: Array, v: Array, change: Array) -> Array:
+        """Which of M motions `refusal` finds nothing wrong with `[M]`; `[M, ...]` each.
+
+        A motion that is shorter than the others is filled up with its last set-point.
+        """
+        w = np.zeros((len(q), q.shape[1] + 1, q.shape[2]))
+        w[:, 0] = v
+        np.subtract(q[:, 1:], q[:, :-1], out=w[:, 1:-1])
+        w[:, 1:-1] /= self._dt
+        ddq = w[:, 1:] - w[:, :-1]
+        good = (np.abs(w[:, 1:]) <= self._speed).all(axis=(1, 2))
+        good &= (np.abs(ddq) <= self._change).all(axis=(1, 2))
+        if self.jerk_binds:
+            edge = np.zeros((len(q), 1, q.shape[2]))
+            dddq = np.diff(np.concatenate([change[:, None], ddq, edge], axis=1), axis=1)
+            good &= (np.abs(dddq) <= self._jump).all(axis=(1, 2))
+        return np.asarray(good)
+
 
 def lowest_clearance(constraint: Constraint, motion: Motion) -> float | None:
     """Least clearance of a motion to standstill, between its ticks too.

@@ -1,0 +1,91 @@
+"""The stops of the next ticks of an arm that is on its path and on time, found in one go.
+
+Most ticks are like the one before: full speed along the path, and the fastest stop along it is
+within the joints' limits. A policy period of them looked at together costs as much as a few of
+them one by one, and says the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+
+import numpy as np
+
+from safe_o2o.safety.path import JointPath
+from safe_o2o.safety.stop import Stop
+from safe_o2o.safety.sweep import JointDifferences
+from safe_o2o.types import Array
+
+LEAST, MOST = 8, 32
+"""Ticks that are looked at in one go: a policy period, but no fewer and no more than these."""
+
+
+class StopsAhead:
+    """Stops after the ticks to come, for as long as each tick is what was expected.
+
+    Args:
+        differences: the check.
+        dt: control period, s.
+        fastest: path times `[K]` of the fastest stop along a path, from a path time, ticks, and
+            the velocity there `[n]`, rad/s.
+    """
+
+    def __init__(
+        self,
+        differences: JointDifferences,
+        dt: float,
+        fastest: Callable[[JointPath, float, Array], Array],
+    ) -> None:
+        self._differences, self._dt, self._fastest = differences, dt, fastest
+        self._path: JointPath | None = None
+        self._looked = 0.0  # path time up to which nothing more is to be found out
+        self._ready: dict[float, tuple[Array, Stop]] = {}  # with the state that it holds for
+
+    def find(self, path: JointPath, time: float, q: Array, v: Array, change: Array) -> Stop | None:
+        """The stop after the set-point at `time` on the path, where it was found ahead.
+
+        Args:
+            path: the path.
+            time: ticks along it, the next tick at full speed.
+            q: the last command `[n]`, rad.
+            v: its velocity `[n]`, rad/s.
+            change: change of velocity at it `[n]`, rad/s.
+        """
+        if path is not self._path:
+            # Not yet: this tick already had the path to plan.
+            self._path, self._looked = path, time
+            self._ready.clear()
+            return None
+        if time > self._looked and path.rate == 1.0 and time == path.time + 1.0:
+            self._look(path, time, q, v, change)
+        state, stop = self._ready.get(time, (None, None))
+        return stop if np.array_equal(state, np.array([q, v, change])) else None
+
+    def _look(self, path: JointPath, time: float, q: Array, v: Array, change: Array) -> None:
+        count = min(max(ceil(path.per_step), LEAST), MOST, int(path.end - time) + 1)
+        self._ready.clear()
+        self._looked = time + max(count, 1) - 1.0
+        if count < 1:
+            return
+        ticks = time + np.arange(count)
+        first = path.positions(ticks)
+        start = np.concatenate([q[None], first[:-1]])
+        w = (first - start) / self._dt
+        before = np.concatenate([v[None], w[:-1]])
+        changes = np.concatenate([change[None], w[:-1] - before[:-1]])
+        times = [self._fastest(path, float(at), speed) for at, speed in zip(ticks, w, strict=True)]
+        length = np.array([len(each) for each in times])
+        offset = np.cumsum(length) - length
+        rest = path.scattered(np.concatenate(times))
+        points = np.empty((count, 2 + int(length.max()), len(q)))
+        points[:, 0], points[:, 1] = start, first
+        for row, (at, size) in enumerate(zip(offset, length, strict=True)):
+            points[row, 2 : 2 + size] = rest[at : at + size]
+            points[row, 2 + size :] = points[row, 1 + size]
+        good = self._differences.within(points, before, changes)
+        state = np.stack([start, before, changes], axis=1)
+        for row in np.flatnonzero(good).tolist():
+            at = float(ticks[row])
+            stop = Stop(points[row, 1], points[row, 2 : 2 + length[row]], times[row], at)
+            self._ready[at] = state[row], stop
