@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +50,14 @@ def test_scripts_do_the_same_where_nobody_renders_pictures() -> None:
         for camera in (True, False)
     )  # fmt: skip
     assert seen == blind
+
+
+def test_what_workers_share_starts_no_thread() -> None:
+    """They are forked from a process that imported it: a thread's locks would come along."""
+    names = ", ".join(SceneMaker.imports)
+    code = f"import {names}, pathlib; print(pathlib.Path('/proc/self/status').read_text())"
+    env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    status = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    ).stdout
+    assert re.search(r"^Threads:\s+1$", status, re.MULTILINE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from safe_o2o import catalog, config
 from safe_o2o.errors import BundleError, UnknownNameError
@@ -26,6 +26,14 @@ class SceneMaker:
         variant: scene variant of the task.
         camera: False leaves the pictures out of the observations.
     """
+
+    imports: ClassVar = (
+        "safe_o2o_sim.make",
+        "safe_o2o_sim.pybullet_twin",
+        "safe_o2o_sim.tasks.safe_reach",
+        "safe_o2o_sim.twin_camera",
+    )
+    """What takes long to import, for workers to share; nothing that starts a thread may be here."""
 
     task: str
     variant: str

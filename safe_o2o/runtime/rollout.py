@@ -142,7 +142,8 @@ def run_episodes(
     again but read, so that an interrupted call is resumed by repeating it.
 
     Args:
-        make_env: makes the environment, once a worker; picklable (a function or a partial).
+        make_env: makes the environment, once a worker; picklable (a function or a partial). Modules
+            that its attribute `imports` names are imported once for all workers.
         make_actor: makes the actor from the environment, or several: then number n is acted by
             `actors[n % len(actors)]`, which mixes behaviours 1:1:1. Picklable.
         seeds: one episode each.
@@ -279,7 +280,10 @@ def _run_in_workers(
     results: dict[int, EpisodeSummary],
     report: Callable[[], None],
 ) -> None:
-    context = multiprocessing.get_context("spawn")  # fork would copy locks and simulator state
+    # Forked from a process that has imported and done nothing else: a fork of this one would copy
+    # locks and simulator state, and a fresh one imports for two seconds. It stays for later calls.
+    multiprocessing.set_forkserver_preload([__name__, *getattr(job.make_env, "imports", ())])
+    context = multiprocessing.get_context("forkserver")
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, context, _start_worker, (job, stop))
     try:

@@ -59,8 +59,10 @@ class StopsAhead:
             return None
         if time > self._looked and path.rate == 1.0 and time == path.time + 1.0:
             self._look(path, time, q, v, change)
-        state, stop = self._ready.get(time, (None, None))
-        return stop if np.array_equal(state, np.array([q, v, change])) else None
+        found = self._ready.get(time)
+        if found is None or not np.array_equal(found[0], np.array([q, v, change])):
+            return None
+        return found[1]
 
     def _look(self, path: JointPath, time: float, q: Array, v: Array, change: Array) -> None:
         count = min(max(ceil(path.per_step), LEAST), MOST, int(path.end - time) + 1)
