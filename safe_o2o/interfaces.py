@@ -198,6 +198,15 @@ class SettledByPath(Constraint, Protocol):
         ...
 
 
+@runtime_checkable
+class RefusedByEnds(Constraint, Protocol):
+    """A constraint that can mostly refuse a motion for its ends, without the way between them."""
+
+    def refuses(self, motion: Any) -> bool:
+        """Whether a look at all of a motion (`safety.motion.Motion`) is sure to refuse it."""
+        ...
+
+
 class Filter(Protocol):
     """What stands between a proposal and the motors."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from safe_o2o.safety.curves import spline
-from safe_o2o.safety.path import RESERVE, STRETCHES, JointPath
+from safe_o2o.safety.curves import CONTROL, spline
+from safe_o2o.safety.path import GUESS, RESERVE, STRETCHES, JointPath
+from safe_o2o.types import Array
 
 ONE, REST = np.ones(1), np.zeros(1)
 ANY = np.full(1, np.inf)
@@ -162,3 +163,43 @@ def test_a_chunk_that_cannot_be_followed_costs_a_few_tries_only(
         path = JointPath.fit(q, v, None, target, 0.1, 0.01, speed, acceleration, jerk)
         most, stretched = max(most, len(tries)), stretched | {path.stretch}
     assert most <= 2 + 1 + 3 + 1 + 8 and len(stretched) >= 5
+
+
+@pytest.mark.parametrize("order", range(4))
+def test_control_points_are_those_of_the_derivative(order: int) -> None:
+    """Against NumPy's polynomials: ends met, and the curve between its control points."""
+    coefficients = np.random.default_rng(order).normal(size=6)
+    points = CONTROL[order] @ coefficients
+    along = np.polynomial.Polynomial(coefficients).deriv(order)(np.linspace(0.0, 1.0, 101))
+    assert np.allclose(points[[0, -1]], along[[0, -1]])
+    assert points.min() <= along.min() + 1e-12 and along.max() <= points.max() + 1e-12
+
+
+@pytest.mark.parametrize("gentle", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_pace_is_no_less_than_what_the_ticks_show(gentle: bool, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    v, a = 0.3 * generator.normal(size=(2, 7))
+    start: Array | None = a if seed % 2 else None
+    target = np.cumsum(generator.normal(0.0, 0.05, (int(generator.integers(1, 12)), 7)), axis=0)
+    lead = float(generator.uniform(-2.0, 4.0))
+    path = JointPath(np.zeros(7), v, start, target, 0.1, 0.01, gentle, lead)
+    speed, acceleration, jerk = generator.uniform((0.1, 1.0, 10.0), (2.0, 20.0, 4e3), (7, 3)).T
+    value = path.positions(np.arange(path.ticks + 1.0))
+    shown = []
+    for bound in (speed, acceleration, jerk):
+        value = np.diff(value, axis=0) / 0.01
+        shown.append(float((np.abs(value) / bound).max()))
+    least = max(shown[0] / GUESS, (shown[1] / GUESS) ** (1 / 2), (shown[2] / GUESS) ** (1 / 3))
+    assert path.pace(speed, acceleration, jerk) >= least * (1.0 - 1e-9)
+    assert path.pace(speed, acceleration, None) <= path.pace(speed, acceleration, jerk)
+
+
+def test_pace_says_by_how_much_to_stretch_a_path_that_keeps_its_shape() -> None:
+    target = np.array([[0.1], [0.3], [0.4], [0.45], [0.5]])
+    for bounds in ((0.5, 99.0), (9.0, 3.0)):
+        speed, acceleration = (bound * ONE for bound in bounds)
+        path = JointPath(REST, REST, None, target, 0.1, 0.01, aligned=True)
+        pace = path.pace(speed, acceleration, None)
+        slower = JointPath(REST, REST, None, target, 0.1 * pace, 0.01, aligned=True)
+        assert pace > 1.5 and slower.pace(speed, acceleration, None) == pytest.approx(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -233,3 +234,28 @@ def test_exemptions_are_told_one_by_one() -> None:
         "self_collision: panda_link1 and panda_link2 are not watched",
         "obstacles: panda_hand and cup keep -0.005 m",
     )
+
+
+def test_what_is_refused_by_its_ends_is_refused_by_the_whole_way() -> None:
+    """Standing, moving and long obstacles, from outside their margin and from inside."""
+    generator = np.random.default_rng(0)
+    counts = Counter[tuple[bool, bool]]()
+    inside = 0
+    for _ in range(400):
+        step = 0.05 * generator.normal(size=7) * np.linspace(1.0, 0.0, 12)[:, None]
+        q = HOME + np.cumsum(np.vstack([0.0 * step[:1], step]), axis=0)
+        hand = BODY.positions(q[-1:])[0][:, 1]
+        centre = hand + generator.normal(0.0, 0.12, 3)
+        end = tuple(centre + generator.normal(0.0, 0.1, 3)) if generator.random() < 0.5 else None
+        moves = dict(max_speed=0.3, speed=0.1, max_acceleration=2.0, stamp=0.9)
+        thing = Obstacle(
+            "thing", tuple(centre), 0.05, end, **(moves if generator.random() < 0.5 else {})
+        )
+        obstacles = Obstacles(BODY, [thing])
+        motion = Motion(q, DT, np.zeros(7), now=1.0, delay=0.02)
+        refused = lowest_clearance(obstacles, motion) is None
+        counts[obstacles.refuses(motion), refused] += 1
+        inside += bool((obstacles.swept(motion)[0] < 0.0).any())
+    assert counts[True, False] == 0
+    assert counts[True, True] > 50 and counts[False, True] > 5 and counts[False, False] > 50
+    assert inside > 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import comb, sqrt
 
 import numpy as np
@@ -11,8 +12,21 @@ from safe_o2o.types import Array
 SWITCH = sqrt(0.5)
 """Where two parabolas meet in a segment: from any start velocity to the segment's mean velocity, no
 later switch and no other curve needs less acceleration, (1 + sqrt 2) |change| / period."""
-BERNSTEIN = np.array([[comb(i, j) / comb(5, j) for j in range(6)] for i in range(6)])
-"""From the coefficients of a quintic on [0, 1] to its control points, between which it stays."""
+
+
+def _control(order: int) -> Array:
+    """From a quintic's coefficients on [0, 1] to control points of its derivative of this order."""
+    degree, to = 5 - order, np.zeros((6 - order, 6))
+    for i in range(degree + 1):
+        for j in range(i + 1):
+            factors = np.prod(np.arange(j + 1.0, j + order + 1.0))
+            to[i, j + order] = factors * comb(i, j) / comb(degree, j)
+    return to
+
+
+CONTROL = tuple(_control(order) for order in range(4))
+"""By order: control points, between which the curve or its derivative of that order stays. Where
+that is a straight line they are its ends."""
 
 
 def spline(mean: Array, start: Array, first: float) -> tuple[Array, Array]:
@@ -26,31 +40,30 @@ def spline(mean: Array, start: Array, first: float) -> tuple[Array, Array]:
         start: velocity at the start `[n]`, rad a policy period.
         first: length of the first segment, policy periods; all others are 1.
     """
-    count = len(mean)
-    lengths = [first, *[1.0] * (count - 1)]
-    # Row i: h b[i-1] + 2 (h + h') b[i] + h' b[i+1] = 6 (mean[i] - mean[i-1]), solved downwards,
-    # then upwards; the factors are the same for all joints.
-    right = 6.0 * np.vstack([mean[:1] - start, mean[1:] - mean[:-1]])
-    diagonal, upper = 2.0 * first, first
-    pivots = [diagonal]
-    for i in range(1, count):
-        h, after = lengths[i - 1], lengths[i]
-        share = h / pivots[-1]
-        diagonal = 2.0 * (h + after) - share * upper
-        upper = after
-        if i == count - 1:
-            diagonal += after  # the last two are equal
-        right[i] -= share * right[i - 1]
-        pivots.append(diagonal)
-    bend = np.empty((count + 1, mean.shape[1]))
-    bend[count - 1] = right[count - 1] / pivots[-1]
-    for i in range(count - 2, -1, -1):
-        bend[i] = (right[i] - lengths[i] * bend[i + 1]) / pivots[i]
-    bend[count] = bend[count - 1]
+    right = np.vstack([mean[:1] - start, mean[1:] - mean[:-1]])
+    bend = np.empty((len(mean) + 1, mean.shape[1]))
+    bend[:-1] = _second_derivatives(len(mean), first) @ right
+    bend[-1] = bend[-2]
     tangent = np.empty_like(bend)
-    tangent[:-1] = mean - np.array(lengths)[:, None] * (2.0 * bend[:-1] + bend[1:]) / 6.0
+    tangent[:-1] = mean - (2.0 * bend[:-1] + bend[1:]) / 6.0
+    tangent[0] = mean[0] - first * (2.0 * bend[0] + bend[1]) / 6.0
     tangent[-1] = mean[-1] + 0.5 * bend[-1]
     return tangent, bend
+
+
+@lru_cache(maxsize=64)
+def _second_derivatives(count: int, first: float) -> Array:
+    """`[H, H]`, from changes of mean velocity to the spline's second derivatives but the last.
+
+    Row i: h b[i-1] + 2 (h + h') b[i] + h' b[i+1] = 6 (mean[i] - mean[i-1]); the last two are equal.
+    """
+    lengths = np.ones(count)
+    lengths[0] = first
+    before = np.concatenate([[0.0], lengths[:-1]])
+    rows = np.diag(2.0 * (before + lengths))
+    rows[-1, -1] += lengths[-1]
+    rows += np.diag(lengths[:-1], 1) + np.diag(lengths[:-1], -1)
+    return np.asarray(6.0 * np.linalg.inv(rows))
 
 
 def scaled(values: Array, factor: float) -> tuple[Array, Array]:

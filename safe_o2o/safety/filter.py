@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.interfaces import Constraint
+from safe_o2o.interfaces import Constraint, RefusedByEnds
 from safe_o2o.safety.arm import Arm
 from safe_o2o.safety.body import Capsule
 from safe_o2o.safety.deflection import Deflection
@@ -474,6 +474,10 @@ class SafetyFilter:
         q = np.concatenate([self._q[None], stop.first[None], stop.q])
         motion = Motion(q, self.period, self._v, now=now, delay=delay)
         for constraint in left:
+            # Where the first candidate was refused, the next ones mostly are.
+            again = self._tried > 1
+            if again and isinstance(constraint, RefusedByEnds) and constraint.refuses(motion):
+                return constraint.name, 0.0
             lowest = lowest_clearance(constraint, motion)
             if lowest is None:
                 return constraint.name, 0.0

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from math import ceil, sqrt
+from math import ceil, log, sqrt
 from typing import Any
 
 import numpy as np
 
-from safe_o2o.safety.curves import BERNSTEIN, parabolas, quintics, scaled, spline
+from safe_o2o.safety.curves import CONTROL, parabolas, quintics, scaled, spline
 from safe_o2o.safety.sweep import SLACK
 from safe_o2o.types import Array
 
@@ -21,6 +21,11 @@ STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0
 """Factors on the policy period that are tried until speed, acceleration and jerk fit."""
 TRIES = 3
 """How many of the stretches from the fastest that should fit are tried, for an arm that joins."""
+FALLS = 1.7
+"""About the power of its pace by which a path of fixed start velocity has to be stretched, as long
+as no stretch is known to be long enough."""
+NEAR = 1.1
+"""Where the gentle shape would have to be stretched by more, no other one will fit."""
 START = 3.0
 """Start acceleration of a quintic whose acceleration may jump, in changes of velocity a period."""
 ALIGNED = 0.5
@@ -207,51 +212,75 @@ class JointPath:
             if not refusal:
                 return path
             late = late or refusal
-        slow, calm = np.zeros_like(v) if a is not None else None, RESERVE * acceleration
+        calm, soft = RESERVE * acceleration, None if abrupt else jerk
         # No shape is slower than the mean speed of its segments: shorter stretches need no try.
         move = np.abs(np.diff(np.vstack([q, target]), axis=0))
         least = min(float((move / (speed * period)).max()), STRETCHES[-1])
         # Already under way in its direction, or at rest: speed is gained along it.
-        path = shaped(1.0, False, aligned=True)
-        full, _ = path.motion(0.0)
+        lead = lead if period / tick + lead >= 0.5 else 0.0
+        full = (target[0] - q) / (period + lead * tick)  # where it starts along its first segment
         size, beside = float(full @ full), ALIGNED * acceleration * tick
         along = float(v @ full) / size if size > 0.0 else 0.0
         joins = (np.abs(v - along * full) <= beside).all() and along >= 0.0
         if joins:
             # Such a path keeps its shape: what it asks for at one pace tells what at any other.
-            pace = max(least, path.pace(speed, calm, jerk))
+            pace = max(least, shaped(1.0, False, aligned=True).pace(speed, calm, soft))
             for stretch in [s for s in STRETCHES if s >= pace][:TRIES]:
-                path = shaped(stretch, False, aligned=True)
-                full, _ = path.motion(0.0)
-                path.rate = min(along * stretch, 1.0) if size > 0.0 else 1.0
-                near = np.abs(v - path.rate * full) <= beside
-                if near.all() and not path.refusal(full, slow, speed, calm, jerk):
-                    path.late = late
-                    return path
-        # Another one bends less the longer it takes: the first stretch that fits, by halves.
+                joined = shaped(stretch, False, aligned=True)
+                full, _ = joined.motion(0.0)
+                joined.rate = min(along * stretch, 1.0) if size > 0.0 else 1.0
+                near = np.abs(v - joined.rate * full) <= beside
+                if near.all() and joined.pace(speed, calm, soft) <= 1.0 + SLACK:
+                    joined.late = late
+                    return joined
+        # Another one bends less the longer it takes: the first stretch that fits, found between one
+        # that is too short and one that is long enough, by what they ask for.
         first, last = bisect_left(STRETCHES, max(least, STRETCHES[1])), len(STRETCHES) - 1
         found: JointPath | None = None
+        short, enough = (1.0, max(path.pace(speed, calm, soft), 1.0)), (1.0, 1.0)
+        smoother = False  # whether there is a smoother one of this stretch to try
         while first <= last:
-            middle = (first + last) // 2
-            for gentle in (False, True):
-                path = shaped(STRETCHES[middle], gentle)
-                if not path.refusal(v, a, speed, calm, jerk):
-                    found, last = path, middle - 1
-                    break
-            else:
-                first = middle + 1
+            at = min(max(bisect_left(STRETCHES, _fitting(short, enough)), first), last)
+            path = least_bent = shaped(STRETCHES[at], True)
+            pace = path.pace(speed, calm, soft)
+            if 1.0 + SLACK < pace <= NEAR:
+                path = shaped(STRETCHES[at], False)
+                pace = path.pace(speed, calm, soft)
+            if pace > 1.0 + SLACK:
+                first, short = at + 1, (STRETCHES[at], pace)
+                continue
+            found, last, enough = path, at - 1, (STRETCHES[at], pace)
+            smoother = path is least_bent
+            if _fitting(short, enough) > STRETCHES[last]:
+                break
+        if found is not None and smoother:
+            path = shaped(found.stretch, False)
+            found = path if path.pace(speed, calm, soft) <= 1.0 + SLACK else found
         if found is None:
             found = shaped(STRETCHES[-1], True)  # each tick is checked again anyway
         found.late = late
         return found
 
-    def pace(self, speed: Array, acceleration: Array, jerk: Array) -> float:
-        """About by how much it would have to be stretched, if at all, for the joints to follow."""
-        value, stretch = self.positions(np.arange(self.ticks + 1.0)), 0.0
-        for order, bound in enumerate((speed, acceleration, jerk), start=1):
-            value = np.diff(value, axis=0) / self._tick
-            stretch = max(stretch, float((np.abs(value) / bound).max(initial=0.0)) ** (1 / order))
-        return stretch
+    def pace(self, speed: Array, acceleration: Array, jerk: Array | None) -> float:
+        """By how much it would have to be stretched at least for limits `[n]` to hold on it.
+
+        At most 1 means that they do, up to the last target: what the control ticks show is no more.
+        Enough for a path that keeps its shape. The last segments, which hang on a guess, count for
+        less. A jerk of None is not looked at.
+        """
+        pieces, length = (part[:-2] for part in self._unit_pieces())
+        seconds = (length * self.per_step * self._tick)[:, None, None]
+        sure = max(self._count - GUESSED, ceil(0.75 * self._count))
+        slack = np.where(self._edges[:-2] >= sure, GUESS, 1.0)[:, None, None]
+        dq, ddq = (np.abs(CONTROL[k] @ pieces) / (slack * seconds**k) for k in (1, 2))
+        pace = max(float((dq / speed).max()), float((ddq / acceleration).max()) ** (1 / 2))
+        if jerk is not None:
+            ddq, dddq = (CONTROL[k] @ pieces / seconds**k for k in (2, 3))
+            dddq = np.abs(dddq)
+            # From one tick to the next a jump of the acceleration is a jerk as well.
+            dddq[1:] += np.abs(ddq[1:, :1] - ddq[:-1, -1:]) / self._tick
+            pace = max(pace, float((dddq / (slack * jerk)).max()) ** (1 / 3))
+        return float(pace)
 
     def refusal(
         self, v: Array, a: Array | None, speed: Array, acceleration: Array, jerk: Array
@@ -300,11 +329,14 @@ class JointPath:
         """Joint positions `[n]`, rad, below and above which no point of the path lies."""
         if self._hull is not None:
             return self._hull
-        length = np.diff(self._edges, append=self._stops)
-        scaled = self._pieces * (length[:, None] ** np.arange(6.0))[:, :, None]
-        control = BERNSTEIN @ scaled
+        control = CONTROL[0] @ self._unit_pieces()[0]
         self._hull = control.min(axis=(0, 1)), control.max(axis=(0, 1))
         return self._hull
+
+    def _unit_pieces(self) -> tuple[Array, Array]:
+        """Coefficients `[P, 6, n]` over [0, 1] and lengths `[P]`, policy periods, of the pieces."""
+        length = np.diff(self._edges, append=self._stops)
+        return self._pieces * (length[:, None] ** np.arange(6.0))[:, :, None], length
 
     @property
     def phase(self) -> float:
@@ -357,3 +389,19 @@ class JointPath:
         a, b, c, d, e, f = self._pieces[piece]
         u = s - self._starts[piece]
         return np.asarray(a + u * (b + u * (c + u * (d + u * (e + u * f)))))
+
+
+def _fitting(short: tuple[float, float], enough: tuple[float, float]) -> float:
+    """The stretch at which the pace should be 1, from one with more and, if known, one with less.
+
+    Args:
+        short: a stretch and its pace, 1 or more.
+        enough: a longer one and its pace, at most 1; as long as none is known (1, 1).
+    """
+    stretch, pace = short
+    if enough[0] <= stretch:
+        return float(stretch * pace**FALLS)
+    if not 0.0 < enough[1] < pace:
+        return stretch
+    share = log(pace) / (log(pace) - log(enough[1]))
+    return float(stretch * (enough[0] / stretch) ** share)

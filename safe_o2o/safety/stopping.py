@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from math import ceil
 
 import numpy as np
@@ -16,7 +17,7 @@ from safe_o2o.safety.braking import (
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.path import JointPath
 from safe_o2o.safety.stop import Stop
-from safe_o2o.safety.stops_ahead import StopsAhead
+from safe_o2o.safety.stops_ahead import StopsAhead, motions
 from safe_o2o.safety.sweep import JointDifferences
 from safe_o2o.types import Array
 
@@ -27,6 +28,8 @@ LONGEST = 256
 """Ticks up to which the rest of the path counts as a stop."""
 WAITS = (1, 2, 4, 8, 16, 32)
 """Ticks to go on as before until there is acceleration left to brake with along the path."""
+SINGLY = 2
+"""Ways to stop along the path that are looked at one by one: mostly one of them will do."""
 
 
 class Stopping:
@@ -76,17 +79,44 @@ class Stopping:
                 return ready, ""
         first, dt = path.at(time), self._dt
         w = (first - q) / dt
-        n, refusal = synchronous_ticks(w, self._acceleration, dt), ""
-        for tried, times in enumerate(self._along(path, time, rate, n)):
-            points = np.empty((len(times) + 2, len(q)))
-            points[0], points[1], points[2:] = q, first, path.positions(times)
+        # A new pace is mostly refused for the tick itself, whatever comes after it.
+        refusal = "" if rate == path.rate else self._differences.first_tick(w, v, change)
+        if refusal:
+            return None, refusal
+        n = synchronous_ticks(w, self._acceleration, dt)
+        ways = self._along(path, time, rate, n)
+        for tried, times in enumerate(islice(ways, SINGLY)):
+            points = np.concatenate([q[None], first[None], path.positions(times)])
             refusal = self._differences.refusal(points, v, change)
             if not refusal:
                 return Stop(first, points[2:], times, time), ""
             alone = "" if tried else self._differences.first_tick(w, v, change)
-            if alone:  # whatever comes after it
+            if alone:
                 return None, alone
+        stop = self._first_good(path, time, q, first, v, change, list(ways))
+        if stop is not None:
+            return stop, ""
         return self.straight(first, time, q, v, change) if leave else (None, refusal)
+
+    def _first_good(
+        self,
+        path: JointPath,
+        time: float,
+        q: Array,
+        first: Array,
+        v: Array,
+        change: Array,
+        ways: list[Array],
+    ) -> Stop | None:
+        """The first of some stops along the path that the joints can follow: one look at all."""
+        if not ways:
+            return None
+        points = motions(path, np.tile(q, (len(ways), 1)), np.tile(first, (len(ways), 1)), ways)
+        good = self._differences.within(points, v, np.tile(change, (len(ways), 1)))
+        if not good.any():
+            return None
+        row = int(good.argmax())
+        return Stop(first, points[row, 2 : 2 + len(ways[row])], ways[row], time)
 
     def straight(
         self, first: Array, time: float, q: Array, v: Array, change: Array

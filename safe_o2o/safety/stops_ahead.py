@@ -7,7 +7,7 @@ them one by one, and says the same to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil
 
 import numpy as np
@@ -77,17 +77,31 @@ class StopsAhead:
         before = np.concatenate([v[None], w[:-1]])
         changes = np.concatenate([change[None], w[:-1] - before[:-1]])
         times = [self._fastest(path, float(at), speed) for at, speed in zip(ticks, w, strict=True)]
-        length = np.array([len(each) for each in times])
-        offset = np.cumsum(length) - length
-        rest = path.scattered(np.concatenate(times))
-        points = np.empty((count, 2 + int(length.max()), len(q)))
-        points[:, 0], points[:, 1] = start, first
-        for row, (at, size) in enumerate(zip(offset, length, strict=True)):
-            points[row, 2 : 2 + size] = rest[at : at + size]
-            points[row, 2 + size :] = points[row, 1 + size]
+        points = motions(path, start, first, times)
         good = self._differences.within(points, before, changes)
         state = np.stack([start, before, changes], axis=1)
         for row in np.flatnonzero(good).tolist():
             at = float(ticks[row])
-            stop = Stop(points[row, 1], points[row, 2 : 2 + length[row]], times[row], at)
+            stop = Stop(points[row, 1], points[row, 2 : 2 + len(times[row])], times[row], at)
             self._ready[at] = state[row], stop
+
+
+def motions(path: JointPath, before: Array, first: Array, times: Sequence[Array]) -> Array:
+    """M motions `[M, K, n]` of which each goes on along a path, filled up with their last points.
+
+    Args:
+        path: the path.
+        before: the last commands `[M, n]`, rad.
+        first: the set-points `[M, n]`, rad.
+        times: M path times `[K_i]`, ticks, of what follows them.
+    """
+    rest = path.scattered(np.concatenate(times))
+    points = np.empty((len(times), 2 + max(map(len, times)), first.shape[1]))
+    points[:, 0], points[:, 1] = before, first
+    used = 0
+    for row, each in zip(points, times, strict=True):
+        end = 2 + len(each)
+        row[2:end] = rest[used : used + len(each)]
+        row[end:] = row[end - 1]
+        used += len(each)
+    return points
