@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from safe_o2o.safety.curves import CONTROL, spline
-from safe_o2o.safety.path import GUESS, RESERVE, STRETCHES, JointPath
+from safe_o2o.safety.curves import CONTROL, gentle_paces, spline
+from safe_o2o.safety.path import GUESS, RESERVE, STRETCHES, JointPath, _slack
 from safe_o2o.types import Array
 
 ONE, REST = np.ones(1), np.zeros(1)
@@ -203,3 +203,19 @@ def test_pace_says_by_how_much_to_stretch_a_path_that_keeps_its_shape() -> None:
         pace = path.pace(speed, acceleration, None)
         slower = JointPath(REST, REST, None, target, 0.1 * pace, 0.01, aligned=True)
         assert pace > 1.5 and slower.pace(speed, acceleration, None) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_gentle_paces_are_those_of_the_paths(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    count, v = int(generator.integers(1, 12)), 0.3 * generator.normal(size=7)
+    move = generator.normal(0.0, 0.05, (count, 7))
+    lead = float(generator.uniform(-2.0, 4.0)) if seed % 2 else 0.0
+    speed, acceleration, jerk = generator.uniform((0.1, 1.0, 10.0), (2.0, 20.0, 4e3), (7, 3)).T
+    stretch = np.array(STRETCHES)
+    for limits in ((speed, acceleration, None), (speed, acceleration, jerk)):
+        found = gentle_paces(stretch, v, move, 0.1, 0.01, lead, limits, _slack(count))
+        for s, pace in zip(stretch, found, strict=True):
+            target = np.cumsum(move, axis=0)
+            path = JointPath(np.zeros(7), v, None, target, 0.1 * s, 0.01, True, lead)
+            assert pace == pytest.approx(path.pace(*limits), rel=1e-9)

@@ -112,3 +112,54 @@ def parabolas(point: Array, move: Array, start: Array, end: Array) -> tuple[Arra
     n = len(move)
     starts = (np.arange(float(n))[:, None] + np.array([0.0, k])).ravel()
     return starts, np.stack([before, after], axis=1).reshape(2 * n, *before.shape[1:])
+
+
+def gentle_paces(
+    stretch: Array,
+    v: Array,
+    move: Array,
+    period: float,
+    tick: float,
+    lead: float,
+    limits: tuple[Array, Array, Array | None],
+    slack: Array,
+) -> Array:
+    """`JointPath.pace` of the gentle shape for many stretches at once, `[S]`; see there.
+
+    Args:
+        stretch: factors `[S]` on the policy period.
+        v: start velocity `[n]`, rad/s.
+        move: from the start to the first target, and on from target to target, `[H, n]`, rad.
+        period: policy period, s.
+        tick: control period, s.
+        lead: by how many ticks the first segment is longer than the others.
+        limits: speed, acceleration and jerk `[n]`; a jerk of None is not looked at.
+        slack: factor on the limits for each segment `[H]`.
+    """
+    speed, acceleration, jerk = limits
+    length = np.ones((len(stretch), len(move), 1))
+    length[:, 0, 0] += lead * tick / (stretch * period)
+    mean, first = move / length, length[:, 0]
+    tangent = np.empty((len(stretch), len(move) + 1, len(v)))
+    tangent[:, 0] = v * period * stretch[:, None]
+    tangent[:, -1] = mean[:, -1]
+    if len(move) > 1:
+        tangent[:, 1] = (mean[:, 0] + first * mean[:, 1]) / (1.0 + first)
+        tangent[:, 2:-1] = 0.5 * (mean[:, 1:-1] + mean[:, 2:])
+    seconds = length * (stretch * period)[:, None, None]
+    begin, end = tangent[:, :-1] * length, tangent[:, 1:] * length
+    k, rest = SWITCH, 1.0 - SWITCH
+    before = (2.0 * (move - begin) - rest * (end - begin)) / k
+    after = (end - begin - k * before) / rest
+    dq = np.stack([begin, begin + k * before, end]) / seconds
+    ddq = np.stack([before, after], axis=2) / seconds[:, :, None] ** 2
+    slack = slack[:, None]
+    pace = np.maximum(
+        (np.abs(dq) / (slack * speed)).max(axis=(0, 2, 3)),
+        (np.abs(ddq) / (slack[:, None] * acceleration)).max(axis=(1, 2, 3)) ** (1 / 2),
+    )
+    if jerk is not None:
+        jump = np.abs(np.diff(ddq.reshape(len(stretch), -1, len(v)), axis=1)) / tick
+        share = jump / (np.repeat(slack, 2, axis=0)[1:] * jerk)
+        pace = np.maximum(pace, share.max(axis=(1, 2)) ** (1 / 3))
+    return np.asarray(pace)

@@ -6,14 +6,14 @@ so an arm that is slowed down does not skip actions, and a stop along it does no
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable
-from math import ceil, log, sqrt
+from math import ceil, sqrt
 from typing import Any
 
 import numpy as np
 
-from safe_o2o.safety.curves import CONTROL, parabolas, quintics, scaled, spline
+from safe_o2o.safety.curves import CONTROL, gentle_paces, parabolas, quintics, scaled, spline
 from safe_o2o.safety.sweep import SLACK
 from safe_o2o.types import Array
 
@@ -21,9 +21,6 @@ STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0
 """Factors on the policy period that are tried until speed, acceleration and jerk fit."""
 TRIES = 3
 """How many of the stretches from the fastest that should fit are tried, for an arm that joins."""
-FALLS = 1.7
-"""About the power of its pace by which a path of fixed start velocity has to be stretched, as long
-as no stretch is known to be long enough."""
 NEAR = 1.1
 """Where the gentle shape would have to be stretched by more, no other one will fit."""
 START = 3.0
@@ -214,8 +211,8 @@ class JointPath:
             late = late or refusal
         calm, soft = RESERVE * acceleration, None if abrupt else jerk
         # No shape is slower than the mean speed of its segments: shorter stretches need no try.
-        move = np.abs(np.diff(np.vstack([q, target]), axis=0))
-        least = min(float((move / (speed * period)).max()), STRETCHES[-1])
+        move, count = np.diff(np.vstack([q, target]), axis=0), len(target)
+        least = min(float((np.abs(move) / (speed * period)).max()), STRETCHES[-1])
         # Already under way in its direction, or at rest: speed is gained along it.
         lead = lead if period / tick + lead >= 0.5 else 0.0
         full = (target[0] - q) / (period + lead * tick)  # where it starts along its first segment
@@ -233,29 +230,21 @@ class JointPath:
                 if near.all() and joined.pace(speed, calm, soft) <= 1.0 + SLACK:
                     joined.late = late
                     return joined
-        # Another one bends less the longer it takes: the first stretch that fits, found between one
-        # that is too short and one that is long enough, by what they ask for.
-        first, last = bisect_left(STRETCHES, max(least, STRETCHES[1])), len(STRETCHES) - 1
+        # Another one bends less the longer it takes: the first stretch that fits. What the gentle
+        # shape would ask for at each is known at once; the smooth one is tried where that is near.
+        left = np.array([s for s in STRETCHES[1:] if s >= least])
+        paces = gentle_paces(left, v, move, period, tick, lead, (speed, calm, soft), _slack(count))
         found: JointPath | None = None
-        short, enough = (1.0, max(path.pace(speed, calm, soft), 1.0)), (1.0, 1.0)
-        smoother = False  # whether there is a smoother one of this stretch to try
-        while first <= last:
-            at = min(max(bisect_left(STRETCHES, _fitting(short, enough)), first), last)
-            path = least_bent = shaped(STRETCHES[at], True)
-            pace = path.pace(speed, calm, soft)
-            if 1.0 + SLACK < pace <= NEAR:
-                path = shaped(STRETCHES[at], False)
-                pace = path.pace(speed, calm, soft)
-            if pace > 1.0 + SLACK:
-                first, short = at + 1, (STRETCHES[at], pace)
+        for stretch, pace in zip(left.tolist(), paces.tolist(), strict=True):
+            if pace > NEAR:
                 continue
-            found, last, enough = path, at - 1, (STRETCHES[at], pace)
-            smoother = path is least_bent
-            if _fitting(short, enough) > STRETCHES[last]:
+            path = shaped(stretch, False)
+            if path.pace(speed, calm, soft) <= 1.0 + SLACK:
+                found = path
+            elif pace <= 1.0 + SLACK:
+                found = shaped(stretch, True)
+            if found is not None:
                 break
-        if found is not None and smoother:
-            path = shaped(found.stretch, False)
-            found = path if path.pace(speed, calm, soft) <= 1.0 + SLACK else found
         if found is None:
             found = shaped(STRETCHES[-1], True)  # each tick is checked again anyway
         found.late = late
@@ -270,8 +259,7 @@ class JointPath:
         """
         pieces, length = (part[:-2] for part in self._unit_pieces())
         seconds = (length * self.per_step * self._tick)[:, None, None]
-        sure = max(self._count - GUESSED, ceil(0.75 * self._count))
-        slack = np.where(self._edges[:-2] >= sure, GUESS, 1.0)[:, None, None]
+        slack = _slack(self._count)[self._edges[:-2].astype(int)][:, None, None]
         dq, ddq = (np.abs(CONTROL[k] @ pieces) / (slack * seconds**k) for k in (1, 2))
         pace = max(float((dq / speed).max()), float((ddq / acceleration).max()) ** (1 / 2))
         if jerk is not None:
@@ -391,17 +379,7 @@ class JointPath:
         return np.asarray(a + u * (b + u * (c + u * (d + u * (e + u * f)))))
 
 
-def _fitting(short: tuple[float, float], enough: tuple[float, float]) -> float:
-    """The stretch at which the pace should be 1, from one with more and, if known, one with less.
-
-    Args:
-        short: a stretch and its pace, 1 or more.
-        enough: a longer one and its pace, at most 1; as long as none is known (1, 1).
-    """
-    stretch, pace = short
-    if enough[0] <= stretch:
-        return float(stretch * pace**FALLS)
-    if not 0.0 < enough[1] < pace:
-        return stretch
-    share = log(pace) / (log(pace) - log(enough[1]))
-    return float(stretch * (enough[0] / stretch) ** share)
+def _slack(count: int) -> Array:
+    """Factor on the limits for each of a chunk's segments `[H]`: the last hang on a guess."""
+    sure = max(count - GUESSED, ceil(0.75 * count))
+    return np.where(np.arange(count) >= sure, GUESS, 1.0)
