@@ -41,7 +41,7 @@ class Exportable(Protocol):
     """A policy that can be exported.
 
     `export_module()` returns a `torch.nn.Module` whose forward takes tensors (the arrays of the
-    observation, the carry, the noise; batch axis first) and returns a tuple (the action, the new
+    observation, the carry, the noise; batch axis first, of any size) and returns a tuple (the action, the new
     carry, diagnostics), with the attributes
 
         input_names, output_names: list[str], in that order; the action is called `action`
@@ -142,8 +142,8 @@ def export_bundle(
         manifest = _manifest(module, spec, algorithm, graph, statistics, provenance, noise_seed)
         comparison = _Comparison(module, graph, manifest, directory)
         draw = np.random.Generator(np.random.PCG64(noise_seed + 1))
-        fixed = comparison.run(parity_steps, None)
-        return graph, manifest, fixed, comparison.run(parity_steps, draw)
+        fixed, sampled = comparison.run(parity_steps, [None, draw])
+        return graph, manifest, fixed, sampled
 
     filled = graphs.fill(module)
     try:
@@ -245,30 +245,38 @@ class _Comparison:
         self.names = [port.name for port in manifest.outputs]
 
     def run(
-        self, steps: Sequence[Observation], generator: np.random.Generator | None
-    ) -> dict[str, float]:
-        """Largest absolute difference of each output; each side carries its own state.
+        self, steps: Sequence[Observation], generators: Sequence[np.random.Generator | None]
+    ) -> list[dict[str, float]]:
+        """Largest absolute difference of each output, for each of some passes over the steps.
+
+        Each side carries its own state. The network takes the passes as one batch.
 
         Args:
             steps: recorded observations.
-            generator: source of fresh noise, the same for both; None for the deterministic mode.
+            generators: source of fresh noise of each pass, the same for both sides; None for the
+                deterministic mode.
 
         Raises:
             BundleError: a difference above the tolerance, or an output that is not finite.
         """
         zeros = {p.name: np.zeros(p.shape, p.dtype) for p in self.manifest.ports("carry")}
-        torch_carry, graph_carry = zeros, zeros
-        worst = dict.fromkeys(self.names, 0.0)
+        torch_carry, graph_carry = ([zeros] * len(generators) for _ in range(2))
+        worst = [dict.fromkeys(self.names, 0.0) for _ in generators]
         for step, obs in enumerate(steps):
-            shared = {name: array[None] for name, array in obs.items()} | self._noise(generator)
-            ours = self._torch(shared | torch_carry)
-            theirs = dict(
-                zip(self.names, self.session.run(self.names, shared | graph_carry), strict=True)
+            seen = {name: array[None] for name, array in obs.items()}
+            shared = [seen | self._noise(generator) for generator in generators]
+            ours = self._torch([a | b for a, b in zip(shared, torch_carry, strict=True)])
+            theirs = [
+                dict(zip(self.names, self.session.run(self.names, a | b), strict=True))
+                for a, b in zip(shared, graph_carry, strict=True)
+            ]
+            for most, mine, other in zip(worst, ours, theirs, strict=True):
+                for name in self.names:
+                    most[name] = max(most[name], self._difference(name, step, mine, other))
+            torch_carry, graph_carry = (
+                [{name: out[after] for name, after in self.manifest.carry.items()} for out in side]
+                for side in (ours, theirs)
             )
-            for name in self.names:
-                worst[name] = max(worst[name], self._difference(name, step, ours, theirs))
-            torch_carry = {name: ours[after] for name, after in self.manifest.carry.items()}
-            graph_carry = {name: theirs[after] for name, after in self.manifest.carry.items()}
         return worst
 
     def _noise(self, generator: np.random.Generator | None) -> dict[str, Array]:
@@ -282,12 +290,18 @@ class _Comparison:
                 out[port.name] = np.zeros(port.shape, np.float32)
         return out
 
-    def _torch(self, named: Mapping[str, Array]) -> dict[str, Array]:
+    def _torch(self, passes: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         # Copies: arrays of an episode are read-only views of its file.
-        inputs = [torch.from_numpy(named[port.name].copy()) for port in self.manifest.inputs]
+        inputs = [
+            torch.from_numpy(np.concatenate([named[port.name] for named in passes]))
+            for port in self.manifest.inputs
+        ]
         with torch.inference_mode():
-            out = self.module(*inputs)
-        return {name: tensor.numpy() for name, tensor in zip(self.names, out, strict=True)}
+            out = [tensor.numpy() for tensor in self.module(*inputs)]
+        return [
+            {name: array[i : i + 1] for name, array in zip(self.names, out, strict=True)}
+            for i in range(len(passes))
+        ]
 
     def _difference(
         self, name: str, step: int, ours: Mapping[str, Array], theirs: Mapping[str, Array]
