@@ -41,8 +41,8 @@ class Exportable(Protocol):
     """A policy that can be exported.
 
     `export_module()` returns a `torch.nn.Module` whose forward takes tensors (the arrays of the
-    observation, the carry, the noise; batch axis first, of any size) and returns a tuple (the action, the new
-    carry, diagnostics), with the attributes
+    observation, the carry, the noise; batch axis first, of any size) and returns a tuple (the
+    action, the new carry, diagnostics), with the attributes
 
         input_names, output_names: list[str], in that order; the action is called `action`
         carry_names: dict, output by the input that it becomes; zeros start an episode
