@@ -18,7 +18,7 @@ from safe_o2o.safety.braking import (
 )
 from safe_o2o.safety.filter import FilterConfig
 from safe_o2o.safety.motion import Motion
-from safe_o2o.safety.obstacle import Obstacle, Obstacles, travel
+from safe_o2o.safety.obstacle import Obstacle, Obstacles, gaining, travel
 from safe_o2o.safety.path import JointPath
 from safe_o2o.safety.stopping import Stopping
 from safe_o2o.safety.sweep import JointDifferences
@@ -201,7 +201,8 @@ def test_o6_something_comes_along_the_rail(
 
 def test_o6_how_far_it_may_have_come() -> None:
     def far(time: float, speed: float, top: float, a: float) -> float:
-        return float(travel(*(np.array(x) for x in (time, speed, top, a))))
+        bounds = [np.array(x) for x in (speed, top, a)]
+        return float(travel(np.array(time), *bounds, gaining(*bounds)))
 
     assert far(0.35, 1.6, 1.6, np.inf) == pytest.approx(0.560, abs=5e-4)
     assert far(0.35, 0.3, 1.6, 5.0) == pytest.approx(0.391, abs=5e-4)

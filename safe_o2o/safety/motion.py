@@ -85,17 +85,17 @@ class Motion:
             np.subtract(self.velocity[1:], self.velocity[:-1], out=change[:-1])
             np.negative(self.velocity[-1], out=change[-1])
             change *= self.dt
-            self._bend = np.stack([_bend(change[:-1], self.steps), _bend(change[1:], self.steps)])
-            self._bend *= 0.125 * self._loose
+            both = np.stack([change[:-1], change[1:]])
+            self._bend = 0.125 * self._loose * _bend(both, self.steps)
         return np.asarray(self.turn(reach) + (self._bend @ reach).max(axis=0))
 
 
 def _bend(change: Array, step: Array) -> Array:
-    """What of a second difference `[K, n]` leads off the line along a step, `[K, n]`, rad."""
-    length = np.einsum("kn,kn->k", step, step)
-    share = np.einsum("kn,kn->k", change, step) / np.where(length > 0.0, length, np.inf)
+    """What of second differences `[2, K, n]` leads off the line along a step `[K, n]`, rad."""
+    length = (step * step).sum(axis=-1)
+    share = (change * step).sum(axis=-1) / np.where(length > 0.0, length, np.inf)
     share = np.where(np.abs(share) <= 2.0, share, 0.0)  # beyond that the parabola turns back
-    return np.asarray(np.abs(change - share[:, None] * step))
+    return np.asarray(np.abs(change - share[..., None] * step))
 
 
 def below_chord(ends: Array, sag: Array) -> Array:

@@ -75,21 +75,24 @@ class Obstacle:
             raise ConfigError("moves and therefore needs a stamp", where=f"obstacle {self.name!r}")
 
 
-def travel(time: Array, speed: Array, max_speed: Array, max_acceleration: Array) -> Array:
+def gaining(speed: Array, max_speed: Array, max_acceleration: Array) -> Array:
+    """How long, s, a point can go on gaining speed `[...]`; for ever where it cannot gain any."""
+    able = max_acceleration > 0.0
+    return np.where(able, (max_speed - speed) / np.where(able, max_acceleration, 1.0), inf)
+
+
+def travel(
+    time: Array, speed: Array, max_speed: Array, max_acceleration: Array, gaining: Array
+) -> Array:
     """How far a point gets in `time`: |v| t + a t^2 / 2 until it has its largest speed, then on.
 
-    Never more than max_speed t (path_filter.md 7, step 4). All arguments `[...]`, SI.
+    Never more than max_speed t (path_filter.md 7, step 4). All arguments `[...]`, SI; speed at most
+    max_speed, and `gaining` what the function of that name says.
     """
-    speed = np.minimum(speed, max_speed)
-    gaining = np.where(
-        max_acceleration > 0.0,
-        (max_speed - speed) / np.where(max_acceleration > 0.0, max_acceleration, 1.0),
-        inf,
-    )
     ramp = np.minimum(time, gaining)
-    finite = np.where(np.isfinite(max_acceleration), max_acceleration, 0.0)
-    before = speed * ramp + 0.5 * finite * ramp * ramp
-    return np.asarray(before + max_speed * (time - ramp))
+    # An infinite acceleration is over at once: 0 and not NaN.
+    gained = 0.5 * np.where(max_acceleration < inf, max_acceleration, 0.0) * ramp * ramp
+    return np.asarray(speed * ramp + gained + max_speed * (time - ramp))
 
 
 class Obstacles:
@@ -175,11 +178,15 @@ class Obstacles:
         )
         self._max_speed = np.array([o.max_speed for o in obstacles], np.float64)
         self._max_acceleration = np.array([o.max_acceleration for o in obstacles], np.float64)
+        self._speed = np.minimum(self._speed, self._max_speed)
+        self._gaining = gaining(self._speed, self._max_speed, self._max_acceleration)
         self._seen = np.array([inf if o.stamp is None else o.stamp for o in obstacles], np.float64)
         keep = np.full((self.body.spheres, len(names)), self.margin)
         for (frame, other), margin in self.margins.items():
             if other in names:
                 keep[[f == frame for f in self._owner], names.index(other)] = margin
+        self._begun: tuple[float, float, bytes] | None = None  # what `_begin` was computed for
+        self._begin = np.empty(0)
         # Distance of centres at which the margin is used up: [S, M].
         self._keep = keep + self.body.radius[:, None]
 
@@ -190,10 +197,10 @@ class Obstacles:
 
     def grown(self, now: float, ahead: Array) -> Array:
         """Radii `[K, M]`, m, that contain each obstacle `ahead` `[K]` s after `now`."""
-        age = np.where(np.isfinite(self._seen), np.maximum(now - self._seen, 0.0), 0.0)
+        age = np.maximum(now - self._seen, 0.0)  # 0 for what never changes
         time = age + self.delay + ahead[:, None]
-        grown = travel(time, self._speed, self._max_speed, self._max_acceleration)
-        return np.asarray(self._radius + grown)
+        bounds = (self._speed, self._max_speed, self._max_acceleration, self._gaining)
+        return np.asarray(self._radius + travel(time, *bounds))
 
     def clearance(self, q: Array) -> Array:
         """Distances beyond the margin `[K, S M]`, m, at `[K, n]`, to where obstacles were seen."""
@@ -237,13 +244,18 @@ class Obstacles:
 
         A tenth of the work of a look between the ticks, which would refuse such a motion.
         """
-        ends = self.body.positions(motion.q[[0, -1]])[:, :, : self.body.spheres]
-        radii = self.grown(motion.now, motion.times[[0, -1]])
         # No sphere is farther from a capsule's axis than from its middle, nor nearer by more than
         # half its length.
-        start = self._apart(ends[0]) - self._half - radii[0] - self._keep
-        end = self._apart(ends[1]) - radii[1] - self._keep
-        return bool((end < np.minimum(start, -ROUNDING)).any())
+        key = (motion.now, motion.delay, motion.q[0].tobytes())
+        if key != self._begun:
+            self._begun, self._begin = key, self._at(motion, 0) - self._half
+        return bool((self._at(motion, -1) < np.minimum(self._begin, -ROUNDING)).any())
+
+    def _at(self, motion: Motion, k: int) -> Array:
+        """Distances `[S, M]` beyond the margin, m, from the obstacles' middles at set-point k."""
+        centres = self.body.positions(motion.q[k, None])[0][:, : self.body.spheres]
+        radii = self.grown(motion.now, motion.times[k, None])[0]
+        return np.asarray(self._apart(centres) - radii - self._keep)
 
     def _apart(self, points: Array) -> Array:
         """Distances `[S, M]`, m, of points `[3, S]` from the middles of the obstacles."""

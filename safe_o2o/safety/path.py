@@ -221,14 +221,16 @@ class JointPath:
         joins = (np.abs(v - along * full) <= beside).all() and along >= 0.0
         if joins:
             # Such a path keeps its shape: what it asks for at one pace tells what at any other.
-            pace = max(least, shaped(1.0, False, aligned=True).pace(speed, calm, soft))
+            natural = shaped(1.0, False, aligned=True)
+            pace = max(least, natural.pace(speed, calm, soft))
             for stretch in [s for s in STRETCHES if s >= pace][:TRIES]:
-                joined = shaped(stretch, False, aligned=True)
-                full, _ = joined.motion(0.0)
-                joined.rate = min(along * stretch, 1.0) if size > 0.0 else 1.0
-                near = np.abs(v - joined.rate * full) <= beside
-                if near.all() and joined.pace(speed, calm, soft) <= 1.0 + SLACK:
-                    joined.late = late
+                full = (target[0] - q) / (period * stretch + lead * tick)
+                rate = min(along * stretch, 1.0) if size > 0.0 else 1.0
+                if not (np.abs(v - rate * full) <= beside).all():
+                    continue
+                joined = natural if stretch == 1.0 else shaped(stretch, False, aligned=True)
+                if joined.pace(speed, calm, soft) <= 1.0 + SLACK:
+                    joined.late, joined.rate = late, rate
                     return joined
         # Another one bends less the longer it takes: the first stretch that fits. What the gentle
         # shape would ask for at each is known at once; the smooth one is tried where that is near.

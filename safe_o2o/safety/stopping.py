@@ -28,8 +28,9 @@ LONGEST = 256
 """Ticks up to which the rest of the path counts as a stop."""
 WAITS = (1, 2, 4, 8, 16, 32)
 """Ticks to go on as before until there is acceleration left to brake with along the path."""
-SINGLY = 2
-"""Ways to stop along the path that are looked at one by one: mostly one of them will do."""
+SINGLY, TOGETHER = 3, 4
+"""Ways to stop along the path that are looked at one by one, as mostly one of them will do; and of
+the others as many in one go."""
 
 
 class Stopping:
@@ -93,9 +94,10 @@ class Stopping:
             alone = "" if tried else self._differences.first_tick(w, v, change)
             if alone:
                 return None, alone
-        stop = self._first_good(path, time, q, first, v, change, list(ways))
-        if stop is not None:
-            return stop, ""
+        while some := list(islice(ways, TOGETHER)):
+            stop = self._first_good(path, time, q, first, v, change, some)
+            if stop is not None:
+                return stop, ""
         return self.straight(first, time, q, v, change) if leave else (None, refusal)
 
     def _first_good(
@@ -109,8 +111,6 @@ class Stopping:
         ways: list[Array],
     ) -> Stop | None:
         """The first of some stops along the path that the joints can follow: one look at all."""
-        if not ways:
-            return None
         points = motions(path, np.tile(q, (len(ways), 1)), np.tile(first, (len(ways), 1)), ways)
         good = self._differences.within(points, v, np.tile(change, (len(ways), 1)))
         if not good.any():
