@@ -59,7 +59,7 @@ class Budget:
 BUDGETS = {
     "quick": Budget(
         episodes=90,
-        updates=120,
+        updates=80,
         evaluation=12,
         deployed=1,
         rounds=2,
@@ -67,17 +67,17 @@ BUDGETS = {
         online_updates=10,
     ),
     "default": Budget(
-        episodes=480,
-        updates=1800,
+        episodes=360,
+        updates=1100,
         evaluation=100,
         deployed=3,
         rounds=4,
         per_round=10,
-        online_updates=100,
+        online_updates=70,
     ),
     "full": Budget(
         episodes=960,
-        updates=6000,
+        updates=4000,
         evaluation=200,
         deployed=10,
         rounds=4,

@@ -53,9 +53,10 @@ class StridedCNN(nn.Module):
 
 
 class KeypointCNN(nn.Module):
-    """4x4 patches, three dense convolutions, then the expected position of each channel.
+    """Embeds 4x4 patches, two dense convolutions, then the expected position of each channel.
 
-    Patches instead of strided convolutions: the same field of view at 60 % of the time on a CPU.
+    Patches instead of strided convolutions: half of the time on a CPU. A channel sees 20 pixels at
+    a time, about twice an obstacle's width.
 
     Args:
         channels: image channels.
@@ -68,7 +69,7 @@ class KeypointCNN(nn.Module):
     def __init__(self, channels: int, keypoints: int = 32, size: int = 64) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(16 * channels, keypoints, 3, 1, 1),
+            nn.Conv2d(16 * channels, keypoints, 1),
             nn.ReLU(),
             nn.Conv2d(keypoints, keypoints, 3, 1, 1),
             nn.ReLU(),

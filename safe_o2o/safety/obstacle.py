@@ -171,6 +171,7 @@ class Obstacles:
         self._long = np.array([o.end is not None and o.end != o.centre for o in obstacles], bool)
         self._half = 0.5 * np.linalg.norm(end - start, axis=1)
         self._middle = 0.5 * (self._start + self._end)
+        self._middle_square = np.square(self._middle).sum(axis=0)
         self._radius = np.array([o.radius + o.error for o in obstacles], np.float64)
         # What is not known to be slower is taken to be as fast as it may be.
         self._speed = np.array(
@@ -179,6 +180,7 @@ class Obstacles:
         self._max_speed = np.array([o.max_speed for o in obstacles], np.float64)
         self._max_acceleration = np.array([o.max_acceleration for o in obstacles], np.float64)
         self._speed = np.minimum(self._speed, self._max_speed)
+        self._moving = bool((self._max_speed > 0.0).any())
         self._gaining = gaining(self._speed, self._max_speed, self._max_acceleration)
         self._seen = np.array([inf if o.stamp is None else o.stamp for o in obstacles], np.float64)
         keep = np.full((self.body.spheres, len(names)), self.margin)
@@ -197,6 +199,8 @@ class Obstacles:
 
     def grown(self, now: float, ahead: Array) -> Array:
         """Radii `[K, M]`, m, that contain each obstacle `ahead` `[K]` s after `now`."""
+        if not self._moving:
+            return np.broadcast_to(self._radius, (len(ahead), len(self._radius)))
         age = np.maximum(now - self._seen, 0.0)  # 0 for what never changes
         time = age + self.delay + ahead[:, None]
         bounds = (self._speed, self._max_speed, self._max_acceleration, self._gaining)
@@ -259,7 +263,7 @@ class Obstacles:
 
     def _apart(self, points: Array) -> Array:
         """Distances `[S, M]`, m, of points `[3, S]` from the middles of the obstacles."""
-        square = np.square(points).sum(axis=0)[:, None] + np.square(self._middle).sum(axis=0)
+        square = np.square(points).sum(axis=0)[:, None] + self._middle_square
         return np.asarray(np.sqrt(np.maximum(square - 2.0 * (points.T @ self._middle), 0.0)))
 
     def _point_distance(self, points: Array, what: Array) -> Array:
