@@ -212,7 +212,7 @@ SMALL = FospConfig(
     selection=SelectionConfig(rule="reach", threshold=0.2),
     finetune=FineTuneConfig(
         actor="weighted",
-        learning_rate=2e-4,
+        learning_rate=3e-4,
         warmup=20,
         average_rate=0.03,
     ),

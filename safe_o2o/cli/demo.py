@@ -73,7 +73,7 @@ BUDGETS = {
         deployed=3,
         rounds=4,
         per_round=10,
-        online_updates=70,
+        online_updates=80,
     ),
     "full": Budget(
         episodes=960,

@@ -9,7 +9,6 @@ any proposal (online_safety.md 6.5, path_filter.md 7), as long as it follows its
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,6 +27,7 @@ from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.motion import Motion
 from safe_o2o.safety.obstacle import MARGIN, Obstacle, Obstacles
 from safe_o2o.safety.path import JointPath
+from safe_o2o.safety.policy_clock import PolicyClock
 from safe_o2o.safety.precheck import PathCheck, PathConstraints
 from safe_o2o.safety.self_collision import OWN_MARGIN, SelfCollision
 from safe_o2o.safety.stop import Stop
@@ -93,8 +93,7 @@ class SafetyFilter:
         self._by_path = PathConstraints(self.constraints)
         self.config = config or FilterConfig()
         self._n = len(limits.joint_names)
-        # As far back as the observation behind a proposal may lie.
-        self._remembered = int(self.config.max_proposal_age / period) + 1
+        self._clock = PolicyClock(int(self.config.max_proposal_age / period) + 1)
         self._guards = Guards(limits, period, self.config)
         self._differences = JointDifferences(limits, period)
         self._stopping = Stopping(limits, period, self._differences)
@@ -215,8 +214,7 @@ class SafetyFilter:
         self._lead = 0.0  # of the plan after a deflection
         self._current = False  # whether the path in progress is the proposal's
         self._waits = False  # at rest, and a constraint was in the way at the last tick
-        self._policy_time = 0.0
-        self._clock: deque[tuple[float, float]] = deque(maxlen=self._remembered)
+        self._clock.restart()
         self._tried = 0
 
     @property
@@ -312,7 +310,7 @@ class SafetyFilter:
         period, path = proposal.period, self._path
         # A path on time is taken over at its policy step, even between two ticks.
         lead = path.phase if path is not None and path.rate == 1.0 and not path.late else 0.0
-        done = self._policy_time - self._policy_time_at(proposal.stamp)
+        done = self._clock.since(proposal.stamp)
         # A row that is due within half a tick is done: its path would be no path.
         skipped = min(int((done + 0.5 * self.period) / period), len(target) - 1)
         if len(target) > 1 and done > 0.0:
@@ -322,15 +320,6 @@ class SafetyFilter:
         reach = self.limits.velocity * (period + lead * self.period) * (1.0 + SLACK)
         if not (np.abs(self._target[0] - self._q) <= reach).all():
             self._next.late = self._next.late or "first_target"
-
-    def _policy_time_at(self, stamp: float) -> float:
-        """Policy time, s, when the observation behind a proposal was made."""
-        found = self._policy_time
-        for when, policy_time in reversed(self._clock):
-            found = policy_time
-            if when <= stamp + 1e-9:
-                break
-        return found
 
     # ------------------------------------------------------------------ motion
 
@@ -500,9 +489,8 @@ class SafetyFilter:
         """The policy's clock follows the path, not the wall: what is slowed skips no action."""
         if self._current:
             self._reached = self._first + path.reached
-        if path.time - moved < path.ticks:
-            self._policy_time += moved * self.period / path.stretch
-        self._clock.append((now, self._policy_time))
+        done = moved * self.period / path.stretch if path.time - moved < path.ticks else 0.0
+        self._clock.tick(done, now)
 
     def _play_stop(self, reason: str, now: float, verdict: Verdict = Verdict.STOPPED) -> Decision:
         """The next set-point of the stored stop; when it is used up, hold."""
