@@ -82,7 +82,7 @@ BUDGETS = {
         deployed=10,
         rounds=4,
         per_round=10,
-        online_updates=100,
+        online_updates=80,
     ),
 }
 

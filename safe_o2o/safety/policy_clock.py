@@ -32,7 +32,8 @@ class PolicyClock:
     def since(self, wall: float) -> float:
         """Policy time, s, that has passed since a wall time, s."""
         then = self.now
-        for when, then in reversed(self._past):
+        for when, at in reversed(self._past):
+            then = at
             if when <= wall + 1e-9:
                 break
         return self.now - then
