@@ -427,10 +427,12 @@ class SafetyFilter:
             v, a = v * path.rate, a * path.rate**2
         else:
             v, a = self._v, self._change / dt
-        return JointPath.fit(
+        planned = JointPath.fit(
             self._q, v, a if self._differences.jerk_binds else None, self._target[self._reached :],
             self._proposal.period, dt, limits.velocity, limits.acceleration, limits.jerk, lead,
         )  # fmt: skip
+        planned.before = self._v
+        return planned
 
     def _candidate(self, path: JointPath, rate: float) -> tuple[_Candidate | None, str]:
         """One tick at this rate and the stop after it, if the joints can do both."""
@@ -449,10 +451,13 @@ class SafetyFilter:
         """The constraint that says no to a motion, or `""` and its margin."""
         self._tried += 1
         path, stop, margin = found.path, found.stop, 1.0
-        left: Sequence[Constraint] = self.constraints
-        if stop.times is not None:  # all of it on the path
+        left: Sequence[Constraint] = self._by_path.all
+        # The tick that planned a path has done enough: it looks at what it would send alone, and
+        # the next one at the path.
+        fresh = path is self._next and path.check is None and self._tried == 1
+        if stop.times is not None and not fresh:  # all of it on the path
             if path.check is None:
-                path.check = PathCheck(path, self._by_path, self.period, self._v)
+                path.check = PathCheck(path, self._by_path, self.period, path.before)
             times = np.concatenate([[found.time], stop.times])
             refused, margin, left = path.check.look(path.time, times)
             if refused:

@@ -21,6 +21,8 @@ STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0
 """Factors on the policy period that are tried until speed, acceleration and jerk fit."""
 TRIES = 3
 """How many of the stretches from the fastest that should fit are tried, for an arm that joins."""
+CLEAR = 1.3
+"""Where the gentle shape would have to be stretched by more, no look at its ticks will pass it."""
 NEAR = 1.1
 """Where the gentle shape would have to be stretched by more, no other one will fit."""
 START = 3.0
@@ -75,6 +77,7 @@ class JointPath:
         stretch: factor on the proposed policy period.
         per_step: ticks a policy period, stretched.
         start: where it starts `[n]`, rad.
+        before: velocity with which its start was reached, by set-points `[n]`, rad/s.
         check: what is known of the limits along it (`precheck.PathCheck`), once somebody asked.
         ticks: ticks to the last target, whole: where it falls between two, to the later one.
         end: ticks to rest; the arm stays where it is from there on.
@@ -105,6 +108,7 @@ class JointPath:
         self.ticks = float(ceil(self._count * self.per_step + self._lead - 1e-9))
         self.time, self.rate, self.late, self.stretch = 0.0, 1.0, "", 1.0
         self.start = q
+        self.before = v
         self.check: Any = None
         self._hull: tuple[Array, Array] | None = None
         point = np.vstack([q, target])
@@ -202,19 +206,23 @@ class JointPath:
             path.stretch = stretch
             return path
 
-        late = ""
-        for gentle in (False, True):
-            path = shaped(1.0, gentle)
-            refusal = path.refusal(v, a, speed, acceleration, jerk)
-            if not refusal:
-                return path
-            late = late or refusal
+        path = shaped(1.0, False)
+        late = path.refusal(v, a, speed, acceleration, jerk)
+        if not late:
+            return path
         calm, soft = RESERVE * acceleration, None if abrupt else jerk
         # No shape is slower than the mean speed of its segments: shorter stretches need no try.
         move, count = np.diff(np.vstack([q, target]), axis=0), len(target)
         least = min(float((np.abs(move) / (speed * period)).max()), STRETCHES[-1])
-        # Already under way in its direction, or at rest: speed is gained along it.
         lead = lead if period / tick + lead >= 0.5 else 0.0
+        # What the gentle shape would ask for at each stretch is known at once.
+        bounds, slack = (speed, calm, soft), _slack(count)
+        paces = gentle_paces(np.array(STRETCHES), v, move, period, tick, lead, bounds, slack)
+        if paces[0] <= CLEAR:
+            path = shaped(1.0, True)
+            if not path.refusal(v, a, speed, acceleration, jerk):
+                return path
+        # Already under way in its direction, or at rest: speed is gained along it.
         full = (target[0] - q) / (period + lead * tick)  # where it starts along its first segment
         size, beside = float(full @ full), ALIGNED * acceleration * tick
         along = float(v @ full) / size if size > 0.0 else 0.0
@@ -232,13 +240,11 @@ class JointPath:
                 if joined.pace(speed, calm, soft) <= 1.0 + SLACK:
                     joined.late, joined.rate = late, rate
                     return joined
-        # Another one bends less the longer it takes: the first stretch that fits. What the gentle
-        # shape would ask for at each is known at once; the smooth one is tried where that is near.
-        left = np.array([s for s in STRETCHES[1:] if s >= least])
-        paces = gentle_paces(left, v, move, period, tick, lead, (speed, calm, soft), _slack(count))
+        # Another one bends less the longer it takes: the first stretch that fits, and the smooth
+        # shape rather than the gentle one.
         found: JointPath | None = None
-        for stretch, pace in zip(left.tolist(), paces.tolist(), strict=True):
-            if pace > NEAR:
+        for stretch, pace in zip(STRETCHES[1:], paces[1:].tolist(), strict=True):
+            if stretch < least or pace > NEAR:
                 continue
             path = shaped(stretch, False)
             if path.pace(speed, calm, soft) <= 1.0 + SLACK:

@@ -32,7 +32,8 @@ class PathConstraints:
         constraints: all of them.
 
     Attributes:
-        always: those that look at each motion anyway.
+        all: all of them, those that look at each motion anyway first: they mostly refuse first.
+        always: those alone.
         settled: those that do so only where the path leaves a doubt.
         along: how each of these settles a piece of a path by itself; None where `swept` says it.
     """
@@ -48,6 +49,7 @@ class PathConstraints:
             else:
                 self.settled.append(constraint)
                 self.along.append(along)
+        self.all = [*self.always, *self.settled]
 
 
 class PathCheck:

@@ -28,7 +28,7 @@ LONGEST = 256
 """Ticks up to which the rest of the path counts as a stop."""
 WAITS = (1, 2, 4, 8, 16, 32)
 """Ticks to go on as before until there is acceleration left to brake with along the path."""
-SINGLY, TOGETHER = 3, 4
+SINGLY, TOGETHER = 2, 4
 """Ways to stop along the path that are looked at one by one, as mostly one of them will do; and of
 the others as many in one go."""
 
