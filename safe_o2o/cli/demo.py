@@ -68,12 +68,12 @@ BUDGETS = {
     ),
     "default": Budget(
         episodes=360,
-        updates=1100,
+        updates=1000,
         evaluation=100,
         deployed=3,
         rounds=4,
         per_round=10,
-        online_updates=80,
+        online_updates=70,
     ),
     "full": Budget(
         episodes=960,
@@ -82,7 +82,7 @@ BUDGETS = {
         deployed=10,
         rounds=4,
         per_round=10,
-        online_updates=80,
+        online_updates=100,
     ),
 }
 
