@@ -207,7 +207,7 @@ SMALL = FospConfig(
     policy_eps=1e-8,
     model_clip=100.0,
     decay_start=0.5,
-    total_updates=1000,
+    total_updates=1100,
     average_rate=0.003,
     selection=SelectionConfig(rule="reach", threshold=0.2),
     finetune=FineTuneConfig(

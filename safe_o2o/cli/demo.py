@@ -68,12 +68,12 @@ BUDGETS = {
     ),
     "default": Budget(
         episodes=360,
-        updates=1000,
+        updates=1100,
         evaluation=100,
         deployed=3,
         rounds=4,
         per_round=10,
-        online_updates=70,
+        online_updates=80,
     ),
     "full": Budget(
         episodes=960,

@@ -44,7 +44,7 @@ HELD_OUT_ONLINE = 5
 class FineTunerConfig:
     """How rounds of fine-tuning are driven."""
 
-    updates_per_round: int = 70
+    updates_per_round: int = 80
     online_fraction: float = 0.5
     """share of every batch that comes from online episodes"""
     threads: int = 0
