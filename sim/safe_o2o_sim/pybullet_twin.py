@@ -36,7 +36,6 @@ _TORQUE = [87.0] * 4 + [12.0] * 3  # Nm
 _SERVO_GAIN = 0.5  # share of the position error that the drives take away within one tick
 _BODY_RADIUS = 0.15  # m: no point of the arm is farther from its chain of joint origins and tool
 _STILL = 5e-3  # rad/s: an arm whose joints are all slower stands
-_ITERATIONS = 20  # of the constraint solver; Bullet's 50 take 0.2 mrad off the drives' lag of 3
 _SENSING_RANGE = 0.20  # m: obstacles farther away than this are not looked at more closely
 
 
@@ -175,7 +174,6 @@ class PybulletTwin:
     def _build(self, client: int) -> None:
         """The world that every episode shares: arm and table."""
         pybullet.setTimeStep(self.period / self.substeps, physicsClientId=client)
-        pybullet.setPhysicsEngineParameter(numSolverIterations=_ITERATIONS, physicsClientId=client)
         pybullet.setGravity(0.0, 0.0, -9.81, physicsClientId=client)
         self._arm = load_panda(client, "collision")
         table = add_block(client, _TABLE, "collision")
