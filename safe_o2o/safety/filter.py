@@ -469,8 +469,11 @@ class SafetyFilter:
         motion = Motion(q, self.period, self._v, now=now, delay=delay)
         for constraint in left:
             # Where the first candidate was refused, the next ones mostly are.
-            again = self._tried > 1
-            if again and isinstance(constraint, RefusedByEnds) and constraint.refuses(motion):
+            if (
+                self._tried > 1
+                and isinstance(constraint, RefusedByEnds)
+                and constraint.refuses(motion)
+            ):
                 return constraint.name, 0.0
             lowest = lowest_clearance(constraint, motion)
             if lowest is None:

@@ -246,7 +246,7 @@ class Obstacles:
     def refuses(self, motion: Motion) -> bool:
         """Whether some sphere ends beyond its margin, and farther in than it began.
 
-        A tenth of the work of a look between the ticks, which would refuse such a motion.
+        Less than half the work of a look between the ticks, which would refuse such a motion.
         """
         # No sphere is farther from a capsule's axis than from its middle, nor nearer by more than
         # half its length.

@@ -267,16 +267,18 @@ class JointPath:
         """
         pieces, length = (part[:-2] for part in self._unit_pieces())
         seconds = (length * self.per_step * self._tick)[:, None, None]
-        slack = _slack(self._count)[self._edges[:-2].astype(int)][:, None, None]
-        dq, ddq = (np.abs(CONTROL[k] @ pieces) / (slack * seconds**k) for k in (1, 2))
-        pace = max(float((dq / speed).max()), float((ddq / acceleration).max()) ** (1 / 2))
+        # A first segment that begins more than a period early is still the first.
+        segment = np.maximum(self._edges[:-2].astype(int), 0)
+        slack = _slack(self._count)[segment][:, None, None]
+        dq, ddq = (CONTROL[k] @ pieces / seconds**k for k in (1, 2))
+        shares = [np.abs(dq) / speed, np.abs(ddq) / acceleration]
         if jerk is not None:
-            ddq, dddq = (CONTROL[k] @ pieces / seconds**k for k in (2, 3))
-            dddq = np.abs(dddq)
             # From one tick to the next a jump of the acceleration is a jerk as well.
+            dddq = np.abs(CONTROL[3] @ pieces) / seconds**3
             dddq[1:] += np.abs(ddq[1:, :1] - ddq[:-1, -1:]) / self._tick
-            pace = max(pace, float((dddq / (slack * jerk)).max()) ** (1 / 3))
-        return float(pace)
+            shares.append(dddq / jerk)
+        most = [float((share / slack).max()) for share in shares]
+        return max(float(value ** (1 / order)) for order, value in enumerate(most, start=1))
 
     def refusal(
         self, v: Array, a: Array | None, speed: Array, acceleration: Array, jerk: Array

@@ -86,37 +86,24 @@ class Stopping:
             return None, refusal
         n = synchronous_ticks(w, self._acceleration, dt)
         ways = self._along(path, time, rate, n)
-        for tried, times in enumerate(islice(ways, SINGLY)):
+        looked = rate != path.rate
+        for times in islice(ways, SINGLY):
             points = np.concatenate([q[None], first[None], path.positions(times)])
             refusal = self._differences.refusal(points, v, change)
             if not refusal:
                 return Stop(first, points[2:], times, time), ""
-            alone = "" if tried else self._differences.first_tick(w, v, change)
+            alone = "" if looked else self._differences.first_tick(w, v, change)
             if alone:
                 return None, alone
+            looked = True
         while some := list(islice(ways, TOGETHER)):
-            stop = self._first_good(path, time, q, first, v, change, some)
-            if stop is not None:
-                return stop, ""
+            several = motions(path, q, first, some)
+            good = self._differences.within(several, v, change)
+            if good.any():
+                row = int(good.argmax())
+                rest = several[row, 2 : 2 + len(some[row])]
+                return Stop(first, rest, some[row], time), ""
         return self.straight(first, time, q, v, change) if leave else (None, refusal)
-
-    def _first_good(
-        self,
-        path: JointPath,
-        time: float,
-        q: Array,
-        first: Array,
-        v: Array,
-        change: Array,
-        ways: list[Array],
-    ) -> Stop | None:
-        """The first of some stops along the path that the joints can follow: one look at all."""
-        points = motions(path, np.tile(q, (len(ways), 1)), np.tile(first, (len(ways), 1)), ways)
-        good = self._differences.within(points, v, np.tile(change, (len(ways), 1)))
-        if not good.any():
-            return None
-        row = int(good.argmax())
-        return Stop(first, points[row, 2 : 2 + len(ways[row])], ways[row], time)
 
     def straight(
         self, first: Array, time: float, q: Array, v: Array, change: Array

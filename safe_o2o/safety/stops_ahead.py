@@ -91,12 +91,12 @@ def motions(path: JointPath, before: Array, first: Array, times: Sequence[Array]
 
     Args:
         path: the path.
-        before: the last commands `[M, n]`, rad.
-        first: the set-points `[M, n]`, rad.
+        before: the last commands, rad, `[M, n]` or one for all of them `[n]`.
+        first: the set-points, rad, the same.
         times: M path times `[K_i]`, ticks, of what follows them.
     """
     rest = path.scattered(np.concatenate(times))
-    points = np.empty((len(times), 2 + max(map(len, times)), first.shape[1]))
+    points = np.empty((len(times), 2 + max(map(len, times)), first.shape[-1]))
     points[:, 0], points[:, 1] = before, first
     used = 0
     for row, each in zip(points, times, strict=True):

@@ -65,9 +65,10 @@ class JointDifferences:
         return ""
 
     def within(self, q: Array, v: Array, change: Array) -> Array:
-        """Which of M motions `refusal` finds nothing wrong with `[M]`; `[M, ...]` each.
+        """Which of M motions `[M, K + 1, n]` `refusal` finds nothing wrong with, `[M]`.
 
-        A motion that is shorter than the others is filled up with its last set-point.
+        Velocity and its change are `[M, n]`, or one for all of them `[n]`. A motion that is shorter
+        than the others is filled up with its last set-point.
         """
         w = np.zeros((len(q), q.shape[1] + 1, q.shape[2]))
         w[:, 0] = v
@@ -77,8 +78,9 @@ class JointDifferences:
         good = (np.abs(w[:, 1:]) <= self._speed).all(axis=(1, 2))
         good &= (np.abs(ddq) <= self._change).all(axis=(1, 2))
         if self.jerk_binds:
-            edge = np.zeros((len(q), 1, q.shape[2]))
-            dddq = np.diff(np.concatenate([change[:, None], ddq, edge], axis=1), axis=1)
+            edges = np.zeros((len(q), ddq.shape[1] + 2, q.shape[2]))
+            edges[:, 0], edges[:, 1:-1] = change, ddq
+            dddq = np.diff(edges, axis=1)
             good &= (np.abs(dddq) <= self._jump).all(axis=(1, 2))
         return np.asarray(good)
 
