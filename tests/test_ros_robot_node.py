@@ -139,6 +139,26 @@ def test_a_simulated_arm_may_be_armed_by_its_episodes(world) -> None:
     assert json.loads(bench.call("reset_episode").message)["episode"] == 2
 
 
+def test_a_simulated_arm_at_rest_leaves_the_processor_to_the_learner(world) -> None:
+    bench = Bench(world, speed=8.0)
+    node = bench.node
+    assert bench.call("reset_episode").success
+
+    def due_after() -> float:
+        """Wall time from a tick that is on time to the next one, s."""
+        due = node._next
+        node._schedule(due)
+        return node._next - due
+
+    assert due_after() == pytest.approx(0.01 / 8.0)
+    bench.until(lambda: node.progress.resting)
+    assert due_after() == pytest.approx(0.01 / robot_node.REST_SPEED)
+    bench.until(lambda: world.client_node.count_subscribers("proposals") > 0)
+    bench.propose()
+    bench.until(lambda: not node.progress.resting)
+    assert due_after() == pytest.approx(0.01 / 8.0)
+
+
 def test_a_frozen_camera_latches_a_stop(world) -> None:
     bench = Bench(world, image_topics=["wrist/image"], image_degrade=0.3, image_latch=0.8)
     camera = world.client_node.create_publisher(Image, "wrist/image", qos.STREAM)

@@ -57,6 +57,9 @@ from safe_o2o_ros.supervising import Supervising
 BEHIND = 5
 """Ticks that the loop may be behind before it gives up catching up: a burst of ticks after a stall
 of the machine would age every proposal by the whole stall."""
+REST_SPEED = 0.25
+"""Robot time per wall time of a simulated arm at rest: nobody waits for it, and whoever learns
+meanwhile needs the processor. Four control periods stay within what counts as a fresh reading."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,8 @@ class RobotNode(GuardedNode):
         self.loop = ControlLoop(self.robot, self.filter, supervision=self.watch)
         self.progress = ProposalProgress(self.robot.period, retry=self.task.spec.action.period)
         self._tick_wall = self.robot.period / config.speed
+        rest = min(config.speed, REST_SPEED if isinstance(self.robot, Simulated) else 1.0)
+        self._tick_at_rest = self.robot.period / rest
         self._state_every = max(1, round(1.0 / (config.state_rate * self.robot.period)))
         self._make_topics()
 
@@ -276,8 +281,7 @@ class RobotNode(GuardedNode):
         if late > BEHIND * self._tick_wall:
             self.skipped += int(late / self._tick_wall)
             self._next = now
-        at_rest = max(self._tick_wall, self.robot.period)
-        self._next += at_rest if self.progress.resting else self._tick_wall
+        self._next += self._tick_at_rest if self.progress.resting else self._tick_wall
 
     def _publish_state(self, ready: bool) -> None:
         state, read_at = self.robot.read(), time.monotonic()
