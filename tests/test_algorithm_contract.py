@@ -103,7 +103,7 @@ def test_exported_graph_agrees_over_carried_state(name: str, tmp_path: Path) -> 
         provenance={},
         noise_seed=algorithm.config.seed,
     )
-    assert report.steps == PARITY_STEPS >= 200 and report.parity <= 1e-5
+    assert report.steps >= PARITY_STEPS >= 200 and report.parity <= 1e-5
     graph = OnnxPolicy.load(report.directory, SPEC)
     network, state = algorithm.policy, algorithm.policy.initial_carry(1)
     carry = graph.initial_carry(1)

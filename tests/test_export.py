@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -221,6 +222,60 @@ def test_where_more_than_weights_has_changed_it_is_traced_again(tmp_path: Path) 
         for name in ("v000000", "v000001")
     ]
     np.testing.assert_allclose(found[1], 3.0 * found[0], rtol=1e-5)
+
+
+class Choosing(SmallModule):
+    """Remembers on which side of an edge the pose was, and says where that was near."""
+
+    def __init__(self, edge: float, near: float = 1e-4) -> None:
+        super().__init__()
+        self.edge, self.near = torch.nn.Parameter(torch.tensor([[edge]])), near
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        action, state, count, *rest = super().forward(*inputs)
+        memory = 0.5 * (count - 1.0) + (inputs[1][:, :1] > self.edge).float()
+        return 0.5 * action + 0.2 * memory, state, memory, *rest
+
+    def undecided(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return (inputs[1][:, 0] - self.edge[:, 0]).abs() <= self.near
+
+
+class Shifted(Graphs):
+    """Gives the graph of a network whose edge is elsewhere."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def trace(self, module: torch.nn.Module, where: Path) -> bytes:
+        other = copy.deepcopy(module)
+        other.edge.data += self.by
+        return super().trace(other, where)
+
+
+def test_a_choice_that_hangs_on_rounding_is_no_difference(tmp_path: Path) -> None:
+    steps = observations(204)
+    edge = float(steps[100]["tcp_pose"][0])
+
+    def export(version: str, by: float, near: float) -> Any:
+        policy = SmallPolicy()
+        policy.module = Choosing(edge - 1e-6, near)
+        graphs = Shifted(by)
+        return small_bundle(tmp_path / version, policy, graphs=graphs, parity_steps=steps)
+
+    report = export("v000001", 2e-6, near=1e-5)
+    parity = json.loads((tmp_path / "v000001" / "manifest.json").read_text())["parity"]
+    assert parity["undecided"] == report.undecided == 2  # one in each pass
+    assert report.parity <= 1e-5 and report.steps == parity["steps"] == 203
+    # Somewhere else than near an edge it is one; so is a network that is near one everywhere.
+    for by, near, text in (
+        (2e-6, 1e-7, r"network and graph differ by .* in 'action' at recorded step 100"),
+        (0.1, 1e-5, r"network and graph differ by .* in 'action'"),
+        (0.1, 9.0, r"of 204 recorded steps hang on rounding"),
+    ):
+        with pytest.raises(BundleError, match=text):
+            export("v000002", by, near)
+    assert [path.name for path in tmp_path.iterdir()] == ["v000001"]
 
 
 @pytest.mark.parametrize(

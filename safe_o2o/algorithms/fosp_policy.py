@@ -22,6 +22,9 @@ from safe_o2o.nets.policy import GaussianActor
 from safe_o2o.nets.rssm import Latent
 from safe_o2o.spaces import ObservationSpec, Spec
 
+UNDECIDED = 1e-4
+"""Log-probability by which a choice must lead: less than that may be the order of a sum."""
+
 
 def stack_vectors(spec: ObservationSpec, obs: Mapping[str, Tensor]) -> Tensor:
     """Concatenate the vectors of an observation in the spec's order, `[..., V]` float32."""
@@ -101,7 +104,7 @@ class FospNet(nn.Module):
 
     def track(
         self, image: Tensor, vector: Tensor, latent: Latent, action: Tensor, is_first: Tensor
-    ) -> tuple[Latent, Tensor]:
+    ) -> tuple[Latent, Tensor, Tensor]:
         """One filtering step with the posterior's mode.
 
         Args:
@@ -112,15 +115,16 @@ class FospNet(nn.Module):
             is_first: `[N, 1]`, 1 at the start of an episode.
 
         Returns:
-            new state and the feature that the heads read.
+            new state, the feature that the heads read, and the log-probabilities of the state's
+            classes.
         """
         rssm = self.world_model.rssm
         embed = self.world_model.encode(image, vector)
         latent, action = rssm.reset(latent, action, is_first)
         deter = rssm.advance(latent, action)
-        stoch = categorical_mode(rssm.posterior_log_p(deter, embed)).flatten(-2)
-        latent = Latent(deter, stoch)
-        return latent, self.feature(latent, embed)
+        log_p = rssm.posterior_log_p(deter, embed)
+        latent = Latent(deter, categorical_mode(log_p).flatten(-2))
+        return latent, self.feature(latent, embed), log_p
 
 
 class DecisionModule(nn.Module):
@@ -220,44 +224,69 @@ class DecisionModule(nn.Module):
             safest = (weight.unsqueeze(-1) * action).sum(1)
             excess = (risk[:, :1] - self.selection.threshold) / self.selection.blend
             return torch.lerp(action[:, 0], safest, excess.clamp(0.0, 1.0))
+        index = self.expansion_score(q_reward, q_cost, noise).argmax(-1).view(-1, 1, 1)
+        return torch.gather(action, 1, index.expand(-1, -1, action.shape[-1]))[:, 0]
+
+    def expansion_score(
+        self, q_reward: Tensor, q_cost: Tensor, noise: Mapping[str, Tensor]
+    ) -> Tensor:
+        """What rule `expansion` takes the largest of `[N, K]`: log-weights and Gumbel noise."""
         score = losses.expansion_log_weight(
             q_reward, q_cost, self.selection.cost_coefficient, self.selection.inverse_temperature
         )
         # Gumbel-max from normal noise through its distribution function.
         uniform = 0.5 * (1.0 + torch.erf(noise["noise"][:, : score.shape[1], -1] / 2.0**0.5))
-        gumbel = -torch.log(-torch.log(uniform.clamp(1e-6, 1.0 - 1e-6)))
-        index = (score + gumbel).argmax(-1).view(-1, 1, 1)
-        return torch.gather(action, 1, index.expand(-1, -1, action.shape[-1]))[:, 0]
+        return score - torch.log(-torch.log(uniform.clamp(1e-6, 1.0 - 1e-6)))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class; every tensor has a leading batch axis N."""
+        return self._decide(*inputs)[0]
+
+    def undecided(self, *inputs: Tensor) -> Tensor:
+        """Where a class of a latent, or a candidate, is ahead by less than rounding, `[N]` bool.
+
+        Two right implementations may choose differently there; `export.parity` asks.
+        """
+        close = [
+            (two[..., 0] - two[..., 1] <= UNDECIDED).flatten(1).any(1)
+            for two in (scores.topk(2, -1).values for scores in self._decide(*inputs)[1])
+        ]
+        return torch.stack(close).any(0)
+
+    def _decide(self, *inputs: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """The outputs, and the scores `[N, ..., K]` of which the largest was taken."""
         named = dict(zip(self.input_names, inputs, strict=True))
         image = stack_images(self.spec.observation, named)
         vector = stack_vectors(self.spec.observation, named)
         first, previous = 1.0 - named["started"], named["previous_action"]
         noise = {name: named[name] for name in self.noise_inputs}
-        latent, feature = self.net.track(
+        latent, feature, log_p = self.net.track(
             image, vector, Latent(named["deter"], named["stoch"]), previous, first
         )
-        carry = [latent.deter, latent.stoch]
+        carry, scores = [latent.deter, latent.stoch], [log_p]
         base_action = None
+        sampled = self.selection.rule == "expansion"
         if self.base is not None:
             state = Latent(named["base_deter"], named["base_stoch"])
-            base_latent, base_feature = self.base.track(image, vector, state, previous, first)
+            base_latent, base_feature, log_p = self.base.track(
+                image, vector, state, previous, first
+            )
             base_mean, base_std = self.base.actor(base_feature)
-            sampled = self.selection.rule == "expansion"
             base_action = base_mean + base_std * noise["noise"][:, 1] if sampled else base_mean
             carry += [base_latent.deter, base_latent.stoch]
+            scores.append(log_p)
         mean, std = self.net.actor(feature)
         action = self.candidates(mean, std, base_action, noise)
         wide = feature.unsqueeze(1).expand(-1, action.shape[1], -1)
         q_reward, q_cost = self.net.q_reward(wide, action), self.net.q_cost(wide, action)
         risk = self.net.q_reach(wide, action)
         chosen = self.choose(action, q_reward, q_cost, risk, noise)
+        if sampled and action.shape[1] > 1:
+            scores.append(self.expansion_score(q_reward, q_cost, noise))
         q_reward, q_cost = self.net.q_reward(feature, chosen), self.net.q_cost(feature, chosen)
         chosen_risk = self.net.q_reach(feature, chosen)
         reach = self.net.value["reach"](feature)[0].unsqueeze(-1)
-        return (
+        outputs = (
             chosen,
             torch.ones_like(named["started"]),
             chosen,
@@ -269,6 +298,7 @@ class DecisionModule(nn.Module):
             risk[:, :1],
             reach,
         )
+        return outputs, scores
 
 
 def _tensor(array: Any) -> Tensor:

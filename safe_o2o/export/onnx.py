@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
@@ -25,15 +24,11 @@ from safe_o2o.bundle import ACTION, GRAPH, MANIFEST, Manifest, Port, Role
 from safe_o2o.data.episode import Episode
 from safe_o2o.errors import BundleError
 from safe_o2o.export.graph import Graphs
+from safe_o2o.export.parity import PARITY_STEPS, SPARE_STEPS, TOLERANCE, Comparison, Parity
 from safe_o2o.files import atomic_directory, write_atomic
 from safe_o2o.spaces import Spec
-from safe_o2o.types import Array, Observation
+from safe_o2o.types import Observation
 
-PARITY_STEPS = 200
-TOLERANCE = 1e-5
-"""Largest difference of an action entry, in [-1, 1], between network and graph."""
-DIAGNOSTIC_TOLERANCE = 1e-3
-"""The same for values and risks, relative to max(1, |value|)."""
 _PACKAGES = ("safe_o2o", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -49,6 +44,10 @@ class Exportable(Protocol):
         noise_inputs: dict, shape without the batch axis by name; standard normal
         deterministic_noise: dict, `fixed` (one draw for all steps) or `zero` by name
         example_inputs() -> tuple[Tensor, ...], of batch size 1
+
+    and, where it chooses among things (a class of a latent, a candidate), the method
+
+        undecided(*inputs) -> Tensor `[N]` bool: whether some choice hangs on less than rounding
     """
 
     def export_module(self) -> nn.Module:
@@ -66,7 +65,8 @@ class BundleReport:
         parity: largest absolute difference of an action entry between network and graph.
         parity_deterministic: the same over the deterministic pass.
         parity_sampled: the same over the pass with fresh noise.
-        steps: recorded steps in each pass.
+        steps: recorded steps compared in each pass.
+        undecided: steps left out, of both passes: a choice hung on less than rounding there.
         differences: largest difference of every output over both passes.
         graph_bytes: size of the graph.
     """
@@ -77,11 +77,14 @@ class BundleReport:
     parity_deterministic: float
     parity_sampled: float
     steps: int
+    undecided: int
     differences: Mapping[str, float]
     graph_bytes: int
 
 
-def recorded_steps(episodes: Iterable[Episode], count: int = PARITY_STEPS) -> list[Observation]:
+def recorded_steps(
+    episodes: Iterable[Episode], count: int = PARITY_STEPS + SPARE_STEPS
+) -> list[Observation]:
     """The first `count` observations of episodes, in order; fewer when there are no more."""
     found: list[Observation] = []
     for episode in episodes:
@@ -91,6 +94,14 @@ def recorded_steps(episodes: Iterable[Episode], count: int = PARITY_STEPS) -> li
         if len(found) == count:
             break
     return found
+
+
+def exported(policy: Exportable) -> nn.Module:
+    """A policy's decision, ready to be traced.
+
+    A copy: the learner's own networks stay in training mode and on their device.
+    """
+    return copy.deepcopy(policy.export_module()).cpu().eval().requires_grad_(False)
 
 
 def export_bundle(
@@ -134,13 +145,12 @@ def export_bundle(
         )
     for obs in parity_steps:
         spec.observation.check(obs)
-    # A copy: the learner's own networks stay in training mode and on their device.
-    module = copy.deepcopy(policy.export_module()).cpu().eval().requires_grad_(False)
+    module = exported(policy)
     graphs = graphs or Graphs()
 
-    def compared(graph: bytes) -> tuple[bytes, Manifest, dict[str, float], dict[str, float]]:
+    def compared(graph: bytes) -> tuple[bytes, Manifest, Parity, Parity]:
         manifest = _manifest(module, spec, algorithm, graph, statistics, provenance, noise_seed)
-        comparison = _Comparison(module, graph, manifest, directory)
+        comparison = Comparison(module, graph, manifest, directory)
         draw = np.random.Generator(np.random.PCG64(noise_seed + 1))
         fixed, sampled = comparison.run(parity_steps, [None, draw])
         return graph, manifest, fixed, sampled
@@ -156,11 +166,12 @@ def export_bundle(
     report = BundleReport(
         directory=directory,
         graph_sha256=manifest.graph_sha256,
-        parity=max(fixed[ACTION], sampled[ACTION]),
-        parity_deterministic=fixed[ACTION],
-        parity_sampled=sampled[ACTION],
-        steps=len(parity_steps),
-        differences={name: max(fixed[name], sampled[name]) for name in fixed},
+        parity=max(fixed.worst[ACTION], sampled.worst[ACTION]),
+        parity_deterministic=fixed.worst[ACTION],
+        parity_sampled=sampled.worst[ACTION],
+        steps=min(fixed.steps, sampled.steps),
+        undecided=fixed.undecided + sampled.undecided,
+        differences={name: max(fixed.worst[name], sampled.worst[name]) for name in fixed.worst},
         graph_bytes=len(graph),
     )
     parity = {
@@ -168,6 +179,7 @@ def export_bundle(
         "deterministic": report.parity_deterministic,
         "sampled": report.parity_sampled,
         "steps": report.steps,
+        "undecided": report.undecided,
         "tolerance": TOLERANCE,
         "outputs": dict(report.differences),
     }
@@ -229,98 +241,3 @@ def _manifest(
 
 def _port(name: str, tensor: Tensor, role: Role) -> Port:
     return Port(name, tuple(tensor.shape), str(tensor.numpy().dtype), role)
-
-
-class _Comparison:
-    """Network and graph side by side over recorded observations."""
-
-    def __init__(
-        self, module: nn.Module, graph: bytes, manifest: Manifest, directory: Path
-    ) -> None:
-        self.module, self.manifest, self.directory = module, manifest, directory
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        self.names = [port.name for port in manifest.outputs]
-
-    def run(
-        self, steps: Sequence[Observation], generators: Sequence[np.random.Generator | None]
-    ) -> list[dict[str, float]]:
-        """Largest absolute difference of each output, for each of some passes over the steps.
-
-        Each side carries its own state. The network takes the passes as one batch.
-
-        Args:
-            steps: recorded observations.
-            generators: source of fresh noise of each pass, the same for both sides; None for the
-                deterministic mode.
-
-        Raises:
-            BundleError: a difference above the tolerance, or an output that is not finite.
-        """
-        zeros = {p.name: np.zeros(p.shape, p.dtype) for p in self.manifest.ports("carry")}
-        torch_carry, graph_carry = ([zeros] * len(generators) for _ in range(2))
-        worst = [dict.fromkeys(self.names, 0.0) for _ in generators]
-        for step, obs in enumerate(steps):
-            seen = {name: array[None] for name, array in obs.items()}
-            shared = [seen | self._noise(generator) for generator in generators]
-            ours = self._torch([a | b for a, b in zip(shared, torch_carry, strict=True)])
-            theirs = [
-                dict(zip(self.names, self.session.run(self.names, a | b), strict=True))
-                for a, b in zip(shared, graph_carry, strict=True)
-            ]
-            for most, mine, other in zip(worst, ours, theirs, strict=True):
-                for name in self.names:
-                    most[name] = max(most[name], self._difference(name, step, mine, other))
-            torch_carry, graph_carry = (
-                [{name: out[after] for name, after in self.manifest.carry.items()} for out in side]
-                for side in (ours, theirs)
-            )
-        return worst
-
-    def _noise(self, generator: np.random.Generator | None) -> dict[str, Array]:
-        out = {}
-        for port in self.manifest.ports("noise"):
-            if generator is not None:
-                out[port.name] = generator.standard_normal(port.shape, np.float32)
-            elif port.name in self.manifest.fixed_noise:
-                out[port.name] = np.asarray(self.manifest.fixed_noise[port.name], np.float32)[None]
-            else:
-                out[port.name] = np.zeros(port.shape, np.float32)
-        return out
-
-    def _torch(self, passes: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
-        # Copies: arrays of an episode are read-only views of its file.
-        inputs = [
-            torch.from_numpy(np.concatenate([named[port.name] for named in passes]))
-            for port in self.manifest.inputs
-        ]
-        with torch.inference_mode():
-            out = [tensor.numpy() for tensor in self.module(*inputs)]
-        return [
-            {name: array[i : i + 1] for name, array in zip(self.names, out, strict=True)}
-            for i in range(len(passes))
-        ]
-
-    def _difference(
-        self, name: str, step: int, ours: Mapping[str, Array], theirs: Mapping[str, Array]
-    ) -> float:
-        a, b = ours[name].astype(np.float64), theirs[name].astype(np.float64)
-        for side, array in (("network", a), ("graph", b)):
-            if not np.isfinite(array).all():
-                raise BundleError(
-                    f"output {name!r} of the {side} is not finite at recorded step {step}",
-                    where=self.directory,
-                    todo="train again; nothing was written",
-                )
-        gap = np.abs(a - b)
-        allowed = TOLERANCE if name == ACTION else DIAGNOSTIC_TOLERANCE * np.maximum(1, np.abs(a))
-        carried = name in self.manifest.carry.values()  # shows in the actions if it matters
-        if not (carried or (gap <= allowed).all()):
-            raise BundleError(
-                f"network and graph differ by {gap.max():.1e} in {name!r} at recorded step {step}",
-                where=self.directory,
-                todo="nothing was written; export a later checkpoint, or report this policy",
-            )
-        return float(gap.max(initial=0.0))

@@ -27,6 +27,7 @@ from safe_o2o.data.replay import Replay
 from safe_o2o.errors import BundleError, CheckpointError, ConfigError
 from safe_o2o.export.algorithm import export_algorithm
 from safe_o2o.export.graph import Graphs
+from safe_o2o.export.onnx import exported
 from safe_o2o.files import write_atomic
 from safe_o2o.training import checkpoint, offline
 from safe_o2o.training.logger import MetricLog
@@ -105,6 +106,8 @@ class FineTuner:
         self.folder = self.run_dir / DIRECTORY
         self._graphs = Graphs()
         self._load()
+        # Now, while the first episodes are under way: each round only fills it.
+        self._graphs.trace(exported(self.algorithm.policy), self.run_dir / "bundles")
 
     def _load(self) -> None:
         """The learner's own checkpoint, else the offline one turned online."""
