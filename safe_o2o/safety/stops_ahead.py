@@ -53,8 +53,8 @@ class StopsAhead:
             change: change of velocity at it `[n]`, rad/s.
         """
         if path is not self._path:
-            # Not yet: this tick already had the path to plan.
-            self._path, self._looked = path, time
+            # Not yet: this tick already had the path to plan, and the next one to look along it.
+            self._path, self._looked = path, time + 1.0
             self._ready.clear()
             return None
         if time > self._looked and path.rate == 1.0 and time == path.time + 1.0:
