@@ -421,6 +421,71 @@ def test_t19_no_target_crosses_an_episode() -> None:
     assert torch.equal(targets(other)[:, 0, :2], before[:, 0, :2])
 
 
+PIT, GOAL = 0, 6
+LEFT, RIGHT = 0, 1
+
+
+def corridor_policy(pit_costs: bool, goal_pays: bool = True, plain: bool = False) -> Tensor:
+    """Probabilities `[5, 2]` of left and right between pit and goal, after offline training.
+
+    Seven cells in a row; the data takes both actions equally often in every inner one. Values are
+    expectiles of one-step targets, REF is the fixed point of its target; `plain` weighs by the
+    reward's advantage alone, as IQL does.
+    """
+    inner = torch.arange(1, 6)
+    state = inner.repeat_interleave(2)
+    after = state + torch.tensor([-1, 1]).repeat(5)
+    x = {
+        "reward": (after == GOAL).float() * float(goal_pays),
+        "cost": (after == PIT).float() * float(pit_costs),
+    }
+    ended = ((after == GOAL) | (after == PIT)).float()
+    zero = torch.zeros_like(ended)
+    one = torch.ones(10, 2)
+    pairs = losses.transition_pairs(
+        torch.stack([zero + 1.0, zero], 1), torch.stack([zero, ended], 1), one
+    )
+    advantage = {}
+    for kind in x:
+        value = torch.zeros(7)
+        for _ in range(3000):
+            arrival = torch.stack([zero, x[kind]], 1)
+            q = losses.one_step_target(arrival, pairs, value[torch.stack([state, after], 1)], 0.9)
+            gap = q[:, 0] - value[state]
+            step = losses.expectile_weight(gap, 0.8) * gap
+            value[1:6] += 0.2 * step.reshape(5, 2).sum(1)
+        advantage[kind] = (q[:, 0] - value[state]).detach()
+    p = torch.zeros(7)
+    p[PIT] = float(pit_costs)
+    for _ in range(500):
+        ahead = p[after].reshape(5, 2).mean(1)
+        p[1:6] = losses.reach_target(torch.zeros(5), ahead, 0.99)
+    weight = (
+        torch.exp(advantage["reward"])
+        if plain
+        else losses.offline_weight((1.0 - p)[state], advantage["reward"], advantage["cost"])
+    )
+    logits = torch.zeros(5, 2, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.05)
+    for _ in range(500):
+        log_pi = torch.log_softmax(logits, -1).reshape(-1)
+        optimizer.zero_grad()
+        (-(weight * log_pi).mean()).backward()
+        optimizer.step()
+    return torch.softmax(logits.detach(), -1)
+
+
+def test_t20_a_corridor_between_pit_and_goal() -> None:
+    # Half of the data beside the pit goes into it; the policy does so less.
+    assert (corridor_policy(pit_costs=True)[:, LEFT] < 0.5).all()
+    # Also where nothing but the pit tells the two directions apart.
+    shy = corridor_policy(pit_costs=True, goal_pays=False)
+    assert (shy[:, LEFT] < 0.5).all() and shy[0, LEFT] < 0.45
+    safe = corridor_policy(pit_costs=False)
+    torch.testing.assert_close(safe, corridor_policy(pit_costs=False, plain=True))
+    assert (safe[:, LEFT] < 0.5).all()
+
+
 def test_terminated_does_not_bootstrap_and_truncated_does() -> None:
     is_first, x, value = torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3)
     is_first[:, 0] = 1
