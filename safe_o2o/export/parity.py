@@ -7,7 +7,8 @@ two would see different things: such a step is not compared, and the network's s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,21 @@ TOLERANCE = 1e-5
 """Largest difference of an action entry, in [-1, 1], between network and graph."""
 DIAGNOSTIC_TOLERANCE = 1e-3
 """The same for values and risks, relative to max(1, |value|)."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch with one thread, for work as small as one decision.
+
+    Beside other processes several threads wait for each other, for twenty times as long as one
+    alone takes.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass
@@ -79,6 +95,12 @@ class Comparison:
             BundleError: a difference above the tolerance, an output that is not finite, or too many
                 steps on which nothing can be said.
         """
+        with one_thread():
+            return self._run(steps, generators)
+
+    def _run(
+        self, steps: Sequence[Observation], generators: Sequence[np.random.Generator | None]
+    ) -> list[Parity]:
         zeros = {p.name: np.zeros(p.shape, p.dtype) for p in self.manifest.ports("carry")}
         torch_carry, graph_carry = ([zeros] * len(generators) for _ in range(2))
         found = [Parity(dict.fromkeys(self.names, 0.0)) for _ in generators]
