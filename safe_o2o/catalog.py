@@ -12,6 +12,9 @@ from typing import Any
 from safe_o2o.errors import MissingDependencyError, UnknownNameError
 
 algorithms: dict[str, str] = dict(
+    behavior_cloning="safe_o2o.algorithms.baselines:BehaviorCloning",
+    dreamer="safe_o2o.algorithms.baselines:Dreamer",
+    safedreamer="safe_o2o.algorithms.baselines:SafeDreamer",
     fosp="safe_o2o.algorithms.fosp:Fosp",
 )
 tasks: dict[str, str] = dict(

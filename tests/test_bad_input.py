@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from safe_o2o import bundle, config
-from safe_o2o.algorithms.fosp_config import preset
+from safe_o2o.algorithms.fosp_presets import preset
 from safe_o2o.cli import main
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.errors import SafeO2OError

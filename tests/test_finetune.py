@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from safe_o2o import bundle
-from safe_o2o.algorithms.fosp_config import preset
+from safe_o2o.algorithms.fosp_presets import preset
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.episode import EpisodeMeta
 from safe_o2o.errors import CheckpointError

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from safe_o2o.algorithms.fosp import Fosp
-from safe_o2o.algorithms.fosp_config import FospConfig, SelectionConfig, preset
-from safe_o2o.algorithms.fosp_objectives import constant
+from safe_o2o.algorithms.fosp_config import FospConfig, SelectionConfig
 from safe_o2o.algorithms.fosp_policy import DecisionModule
+from safe_o2o.algorithms.fosp_presets import preset
+from safe_o2o.algorithms.fosp_reading import constant
 from safe_o2o.algorithms.world_model import WorldModelConfig
 from safe_o2o.errors import ConfigError, UnknownNameError
 from safe_o2o.nets.mlp import count_parameters
@@ -39,12 +40,14 @@ def gradients(algorithm: Fosp, part: str) -> float:
     if algorithm.config.gradient == "stop":
         feature = feature.detach()
     imagined = part_of.imagine(seen, data) if part_of.imagines else None
-    target, said = part_of.critic_targets(feature, data), part_of.estimates(feature, data)
+    target, said = part_of.critic_targets(feature, data), part_of.read.estimates(feature, data)
     metrics: dict[str, torch.Tensor] = {}
     loss = {
         "critic": lambda: part_of.critic_loss(said, data, target, imagined, metrics),
         "reach": lambda: part_of.reach_loss(said, feature, data, imagined, metrics),
-        "actor": lambda: part_of.actor_loss(said, feature, data, target, imagined, metrics),
+        "actor": lambda: part_of.actor(
+            part_of.actor_objective, said, feature, data, target, imagined, metrics
+        ),
     }[part]()
     loss.backward()
     model = [p.grad for p in net.world_model.parameters() if p.grad is not None]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safe_o2o.algorithms.fosp_config import preset
+from safe_o2o.algorithms.fosp_presets import preset
 from safe_o2o.errors import CheckpointError, DataError
 from safe_o2o.training import checkpoint
 from safe_o2o.training.offline import OfflineConfig, train_offline
@@ -27,7 +27,7 @@ KILLED = f"""
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from safe_o2o.algorithms.fosp_config import preset
+from safe_o2o.algorithms.fosp_presets import preset
 from safe_o2o.training.offline import OfflineConfig, train_offline
 def die(step, total, metrics):
     if step == {KILL_AT}:

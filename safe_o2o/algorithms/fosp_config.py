@@ -1,17 +1,15 @@
-"""Settings of FOSP. Every deviation from the paper is a flag; preset `paper` has its value.
-
-The `small` preset is the recipe that was measured to work in minutes on two CPU cores: gradients of
-actor and critics reach the encoder, advantages are lambda-returns along the recorded episode, and
-weights are clipped and gated by the probability of a later violation.
-"""
+"""Settings of FOSP. Every deviation from the paper is a flag; its default is the paper's value."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from safe_o2o.algorithms.world_model import WorldModelConfig
-from safe_o2o.errors import ConfigError, UnknownNameError
+from safe_o2o.errors import ConfigError
+
+IMAGINED = ("imagined", "score", "reward")
+"""Objectives of the actor that need imagined rollouts."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,11 @@ class SelectionConfig:
 class FineTuneConfig:
     """What changes when training goes on with online data."""
 
-    actor: Literal["imagined", "weighted"] = "imagined"
-    """paper: imagined, pathwise u A^r - (1 - u) A^c on imagined actions (fosp.md 4.2). `weighted`:
-    the offline weighted regression, on online records only where reward still follows."""
+    actor: Literal["imagined", "score", "reward", "weighted", "clone"] = "imagined"
+    """paper: imagined, pathwise u A^r - (1 - u) A^c on imagined actions (fosp.md 4.2). `score`: the
+    same by the score function. `reward`: pathwise A^r (Dreamer, SafeDreamer). `weighted`: the
+    offline weighted regression, on online records only where reward still follows. `clone`: that
+    regression with weight one."""
     learning_rate: float = 0.0
     """one rate for every network; 0 keeps the offline rates (paper)"""
     warmup: int = 0
@@ -56,6 +56,8 @@ class FineTuneConfig:
     """rate of the weight average that is deployed; 0 deploys the raw weights (paper)"""
     expansion: bool = True
     """keep the frozen offline policy as a candidate (safe policy expansion, fosp.md 4.1)"""
+    fresh: bool = False
+    """start the new policy anew (policy expansion) instead of as a copy of the frozen one"""
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,19 @@ class FospConfig:
     """expectile of REF over the actions in the data; paper: 0.5, the mean, the risk of going on as
     the data did. Lower values ask for the risk of going on carefully, so that a state is not called
     lost because most of the data was careless there."""
+    actor: Literal["weighted", "clone", "reward"] = "weighted"
+    """offline objective of the actor; paper: weighted regression on the data's actions. `clone`:
+    with weight one (behaviour cloning). `reward`: pathwise A^r along imagined rollouts (Dreamer,
+    SafeDreamer, FOSP's released code)."""
     critic_target: Literal["imagined", "recorded"] = "imagined"
     """paper: imagined lambda-returns (L1) plus one-step targets on data (L2). `recorded`:
     lambda-returns along the recorded sequence."""
+    critic_replay: Literal["always", "offline", "never"] = "always"
+    """when Q learns from recorded pairs too (L2); paper: always"""
     value_target: Literal["q", "lambda_return"] = "q"
     """what V is the expectile of; paper: q"""
+    value_data: Literal["replay", "imagined", "both"] = "replay"
+    """which states and actions V learns from; in-sample means those of the data"""
     advantage: Literal["q", "lambda_return"] = "q"
     """A = Q - V (paper) or lambda-return - V"""
     advantage_normalizer: Literal["percentile", "rms"] = "percentile"
@@ -102,9 +112,14 @@ class FospConfig:
     actor_std: float = 0.0
     """constant standard deviation of the actor; 0 learns it (paper)"""
     entropy: float = 3e-4
-    penalty: Literal["imagined", "critic"] = "imagined"
+    feasibility: Literal["reach", "none"] = "reach"
+    """where u comes from; paper: REF. `none` takes every state for feasible, u = 1; REF is still
+    learned, as a monitor."""
+    penalty: Literal["imagined", "critic", "none"] = "imagined"
     """cost measure of the augmented Lagrangian: imagined cost returns (paper) or Q^c at the actor's
-    action on recorded states"""
+    action on recorded states; `none` leaves the constraint out"""
+    penalty_reduction: Literal["sum", "mean"] = "sum"
+    """imagined cost returns over the horizon: their sum (paper, "pessimistic") or their mean"""
     cost_limit: float = 0.0
     lagrange_multiplier: float = 1e-6
     penalty_coefficient: float = 5e-9
@@ -117,6 +132,10 @@ class FospConfig:
     slow_regularizer: float = 1.0
     reach_lambda: float = 0.0
     """lambda of the reach targets along the recorded sequence; paper: 0 (one step)"""
+    reach_labels: Literal["both", "replay"] = "both"
+    """what REF learns from: real costs and those of the cost head in imagination, or real ones"""
+    timeout_terminates: bool = False
+    """take the end of time for an end of the task, as the released code does"""
     shift: int = 0
     """random image shift, pixels; paper: none"""
     batch_size: int = 16
@@ -150,96 +169,14 @@ class FospConfig:
             raise ConfigError("cost_limit must be >= 0 and penalty_coefficient > 0", where="fosp")
         if self.batch_size < 1 or self.sequence_length < 2 or self.total_updates < 1:
             raise ConfigError("batch_size, sequence_length - 1, total_updates must be >= 1")
-        imagines = "imagined" in (self.critic_target, self.penalty, self.finetune.actor)
+        imagines = (
+            "imagined" in (self.critic_target, self.penalty)
+            or self.value_data != "replay"
+            or {self.actor, self.finetune.actor} & set(IMAGINED)
+        )
         if imagines and self.head_input != "latent":
             raise ConfigError(
                 "imagined states have no image embedding",
                 where="head_input",
                 todo="use head_input latent, or recorded targets, critic penalty, weighted tuning",
             )
-
-
-SMALL = FospConfig(
-    world_model=WorldModelConfig(
-        encoder="keypoint",
-        embed_dim=256,
-        deter_dim=256,
-        latents=16,
-        classes=16,
-        hidden_dim=256,
-        head_layers=1,
-        head_units=256,
-        decoder_size=32,
-        decoder_depth=16,
-        decode_every=8,
-        number_output="scalar",
-        image_scale=0.02,
-        reward_scale=1.0,
-        cost_scale=1.0,
-    ),
-    hidden_dims=(256, 256),
-    head_input="stoch_embed",
-    gradient="joint",
-    critic_output="scalar",
-    discount_reward=0.95,
-    discount_cost=0.9,
-    expectile_reach=0.35,
-    critic_target="recorded",
-    value_target="lambda_return",
-    advantage="lambda_return",
-    advantage_normalizer="rms",
-    weight="gated",
-    beta=6.0,
-    weight_clip=10.0,
-    actor_std=0.25,
-    entropy=0.0,
-    penalty="critic",
-    penalty_coefficient=1e-3,
-    lagrange_multiplier_max=0.05,
-    reach_lambda=0.95,
-    shift=2,
-    batch_size=48,
-    sequence_length=8,
-    model_lr=8e-4,
-    actor_lr=8e-4,
-    critic_lr=8e-4,
-    reach_lr=8e-4,
-    policy_eps=1e-8,
-    model_clip=100.0,
-    decay_start=0.5,
-    total_updates=1100,
-    average_rate=0.003,
-    selection=SelectionConfig(rule="reach", threshold=0.2),
-    finetune=FineTuneConfig(
-        actor="weighted",
-        learning_rate=3e-4,
-        warmup=20,
-        average_rate=0.03,
-    ),
-)
-
-PRESETS: dict[str, FospConfig] = {
-    "small": SMALL,
-    "tiny": replace(
-        SMALL,
-        world_model=replace(
-            SMALL.world_model, depth=16, embed_dim=64, deter_dim=64, latents=8, classes=8,
-            hidden_dim=64, head_units=64, decoder_depth=8,
-        ),
-        hidden_dims=(64, 64),
-        batch_size=8,
-        total_updates=200,
-    ),
-    "paper": FospConfig(),
-}  # fmt: skip
-
-
-def preset(name: str) -> FospConfig:
-    """A named set of settings: `tiny` (tests), `small` (two CPU cores), `paper`.
-
-    Raises:
-        UnknownNameError: no such preset; names the near miss.
-    """
-    if name not in PRESETS:
-        raise UnknownNameError("preset", name, PRESETS)
-    return PRESETS[name]

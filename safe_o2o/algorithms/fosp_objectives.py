@@ -2,67 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from safe_o2o.algorithms import losses
 from safe_o2o.algorithms.duals import AugmentedLagrangian
-from safe_o2o.algorithms.fosp_config import FospConfig
+from safe_o2o.algorithms.fosp_actor import ActorObjectives
+from safe_o2o.algorithms.fosp_config import IMAGINED, FospConfig
 from safe_o2o.algorithms.fosp_policy import FospNet, cautious, stack_images, stack_vectors
+from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records, constant
 from safe_o2o.algorithms.world_model import Imagined, Observed
 from safe_o2o.data.batch import Batch
-from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
 from safe_o2o.nets.rssm import Latent
 from safe_o2o.spaces import Spec
-
-KINDS = ("reward", "cost")
-
-
-@contextmanager
-def constant(*modules: nn.Module) -> Iterator[None]:
-    """Treat the parameters of modules as constants; gradients still reach their inputs."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-@dataclass(frozen=True)
-class Records:
-    """A batch as FOSP reads it: `[B, T, ...]` float32, images around zero."""
-
-    image: Tensor
-    vector: Tensor
-    action: Tensor
-    x: dict[str, Tensor]
-    terminated: Tensor
-    is_first: Tensor
-    mask: Tensor
-    actor_mask: Tensor
-    pairs: losses.Pairs
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """What the networks in training say of the recorded pairs, computed once for all losses.
-
-    Attributes:
-        feature: of the states of the pairs `[B, T-1, F]`.
-        q: raw outputs of the critics by kind, `[E, B, T-1, K]`.
-        v: raw outputs of the values by kind, `[1, B, T-1, K]`.
-    """
-
-    feature: Tensor
-    q: dict[str, Tensor]
-    v: dict[str, Tensor]
 
 
 class Objectives:
@@ -92,8 +44,9 @@ class Objectives:
         generator: torch.Generator,
     ) -> None:
         self.config, self.spec, self.net, self.slow = config, spec, net, slow
-        self.lagrangian, self.scale, self.generator = lagrangian, scale, generator
-        self.device = generator.device
+        self.generator, self.device = generator, generator.device
+        self.read = Reading(config, net)
+        self.actor = ActorObjectives(config, net, lagrangian, scale)
         self.online = False
 
     def __call__(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -125,18 +78,27 @@ class Objectives:
 
         imagined = self.imagine(seen, data) if self.imagines else None
         target = self.critic_targets(feature, data)
-        said = self.estimates(feature, data)
+        said = self.read.estimates(feature, data)
         critic_loss = self.critic_loss(said, data, target, imagined, metrics)
         reach_loss = self.reach_loss(said, feature, data, imagined, metrics)
-        actor_loss = self.actor_loss(said, feature, data, target, imagined, metrics)
+        actor_loss = self.actor(
+            self.actor_objective, said, feature, data, target, imagined, metrics
+        )
         return model_loss + critic_loss + reach_loss + actor_loss, metrics
+
+    @property
+    def actor_objective(self) -> str:
+        """What trains the actor in this phase."""
+        return self.config.finetune.actor if self.online else self.config.actor
 
     @property
     def imagines(self) -> bool:
         """Whether any objective of this phase needs imagined rollouts."""
         cfg = self.config
-        return "imagined" in (cfg.critic_target, cfg.penalty) or (
-            self.online and cfg.finetune.actor == "imagined"
+        return (
+            "imagined" in (cfg.critic_target, cfg.penalty)
+            or cfg.value_data != "replay"
+            or self.actor_objective in IMAGINED
         )
 
     def records(self, batch: Batch) -> Records:
@@ -148,18 +110,20 @@ class Objectives:
             for name in observation.image_names:
                 obs[name] = losses.random_shift(obs[name], self.config.shift, self.generator)
         image = stack_images(observation, obs)
-        mask = batch.mask.float()
+        mask, terminated = batch.mask.float(), batch.terminated
+        if self.config.timeout_terminates:
+            terminated = terminated | batch.truncated
         actor_mask = batch.actor_mask if batch.actor_mask is not None else batch.action_mask
         return Records(
             image=image,
             vector=stack_vectors(observation, batch.obs),
             action=batch.action,
             x={"reward": batch.reward, "cost": batch.cost},
-            terminated=batch.terminated.float(),
+            terminated=terminated.float(),
             is_first=batch.is_first.float(),
             mask=mask,
             actor_mask=actor_mask.float(),
-            pairs=losses.transition_pairs(batch.is_first, batch.terminated, batch.mask),
+            pairs=losses.transition_pairs(batch.is_first, terminated, batch.mask),
         )
 
     def imagine(self, seen: Observed, data: Records) -> Imagined:
@@ -178,18 +142,6 @@ class Objectives:
         cont = torch.cat([alive.unsqueeze(0), rollout.cont[1:]])
         return rollout._replace(cont=cont)
 
-    def _discount(self, kind: str) -> float:
-        return self.config.discount_reward if kind == "reward" else self.config.discount_cost
-
-    def _imagined_return(self, imagined: Imagined, kind: str) -> Tensor:
-        """X_h of fosp.md 3.1, `[H, N]`, differentiable in the actions."""
-        with constant(self.net.value):
-            value = self.net.value[kind](imagined.feature)[0]
-        x = imagined.reward if kind == "reward" else imagined.cost
-        return losses.imagined_lambda_return(
-            x, value, imagined.cont, self._discount(kind), self.config.lambda_
-        )
-
     @torch.no_grad()
     def critic_targets(self, feature: Tensor, data: Records) -> dict[str, Tensor]:
         """Targets of Q at the recorded pairs `[B, T-1]`, by kind."""
@@ -198,23 +150,14 @@ class Objectives:
             if cfg.critic_target == "recorded":
                 value = self.slow["value"][kind](feature)[0]
                 target[kind] = losses.recorded_lambda_return(
-                    data.x[kind], data.pairs, value, self._discount(kind), cfg.lambda_
+                    data.x[kind], data.pairs, value, self.read.discount(kind), cfg.lambda_
                 )
             else:
                 value = self.net.value[kind](feature)[0]
                 target[kind] = losses.one_step_target(
-                    data.x[kind], data.pairs, value, self._discount(kind)
+                    data.x[kind], data.pairs, value, self.read.discount(kind)
                 )
         return target
-
-    def estimates(self, feature: Tensor, data: Records) -> Estimates:
-        """Critics and values at the recorded pairs."""
-        now, action, net = feature[:, :-1], data.action[:, :-1], self.net
-        return Estimates(
-            now,
-            {kind: critic.raw(now, action) for kind, critic in net.critic.items()},
-            {kind: value.raw(now) for kind, value in net.value.items()},
-        )
 
     def critic_loss(
         self,
@@ -225,24 +168,54 @@ class Objectives:
         metrics: dict[str, Tensor],
     ) -> Tensor:
         """Q and V of reward and cost (fosp.md 3.2, 3.3)."""
-        cfg, total = self.config, data.mask.new_zeros(())
-        now, action = said.feature, data.action[:, :-1]
+        cfg, read, zero = self.config, self.read, data.mask.new_zeros(())
+        now, action, valid = said.feature, data.action[:, :-1], data.pairs.valid
+        total = zero
         for kind in KINDS:
-            loss = self._q_loss(kind, said.q[kind], now, action, target[kind], data.pairs.valid)
-            if cfg.critic_target == "imagined" and imagined is not None:
-                state, move = imagined.feature[:-1].detach(), imagined.action.detach()
-                returns = self._imagined_return(imagined, kind).detach()
-                weight = losses.imagination_weight(imagined.cont[:-1], self._discount(kind))
-                raw = self.net.critic[kind].raw(state, move)
-                loss = loss + self._q_loss(kind, raw, state, move, returns, weight, mean=True)
-            q = self._q(kind, said)
-            goal = q if cfg.value_target == "q" else target[kind]
-            value_loss = self._value_loss(kind, said.v[kind], goal, data.pairs.valid)
-            metrics[f"critic/{kind}_loss"] = loss.detach()
+            q = read.q(kind, said)
+            q_loss = value_loss = zero
+            if self.replays:
+                q_loss = self._q_loss(kind, said.q[kind], now, action, target[kind], valid)
+            if cfg.value_data != "imagined":
+                goal = q if cfg.value_target == "q" else target[kind]
+                nll = self._value_nll(kind, said.v[kind], goal)
+                value_loss = losses.masked_mean(nll, valid)
+            if imagined is not None:
+                more = self._imagined_critics(kind, imagined)
+                q_loss, value_loss = q_loss + more[0], value_loss + more[1]
+            metrics[f"critic/{kind}_loss"] = q_loss.detach()
             metrics[f"value/{kind}_loss"] = value_loss.detach()
-            metrics[f"critic/{kind}"] = losses.masked_mean(q, data.pairs.valid)
-            total = total + loss + value_loss
+            metrics[f"critic/{kind}"] = losses.masked_mean(q, valid)
+            total = total + q_loss + value_loss
         return total
+
+    def _imagined_critics(self, kind: str, imagined: Imagined) -> tuple[Tensor, Tensor]:
+        """Losses of Q (L1 of fosp.md 3.3) and V on imagined pairs, 0 for what learns elsewhere."""
+        cfg, read = self.config, self.read
+        zero = imagined.reward.new_zeros(())
+        on_q, on_v = cfg.critic_target == "imagined", cfg.value_data != "replay"
+        if not (on_q or on_v):
+            return zero, zero
+        state, move = imagined.feature[:-1].detach(), imagined.action.detach()
+        returns = read.imagined_return(imagined, kind).detach()
+        weight = losses.imagination_weight(imagined.cont[:-1], read.discount(kind))
+        critic, q_loss, value_loss = self.net.critic[kind], zero, zero
+        raw = critic.raw(state, move) if on_q or cfg.value_target == "q" else None
+        if raw is not None and on_q:
+            q_loss = self._q_loss(kind, raw, state, move, returns, weight, mean=True)
+        if on_v:
+            goal = returns
+            if raw is not None and cfg.value_target == "q":
+                goal = cautious(kind, critic.decode(raw.detach()))
+            nll = self._value_nll(kind, self.net.value[kind].raw(state), goal)
+            value_loss = (weight * nll).mean()
+        return q_loss, value_loss
+
+    @property
+    def replays(self) -> bool:
+        """Whether Q learns from recorded pairs in this phase (L2 of fosp.md 3.3)."""
+        when = self.config.critic_replay
+        return when == "always" or (when == "offline" and not self.online)
 
     def _q_loss(
         self,
@@ -263,19 +236,12 @@ class Objectives:
         per_pair = nll.sum(0)
         return (per_pair * weight).mean() if mean else losses.masked_mean(per_pair, weight)
 
-    def _value_loss(self, kind: str, raw: Tensor, goal: Tensor, valid: Tensor) -> Tensor:
+    def _value_nll(self, kind: str, raw: Tensor, goal: Tensor) -> Tensor:
         """Expectile of Q (or of the returns) in the likelihood of the output (T7, T7b)."""
         cfg, value = self.config, self.net.value[kind]
         expectile = cfg.expectile_reward if kind == "reward" else cfg.expectile_cost
         weight = losses.expectile_weight(goal - value.decode(raw)[0].detach(), expectile)
-        return losses.masked_mean(weight * value.nll(raw, goal)[0], valid)
-
-    def _q(self, kind: str, said: Estimates) -> Tensor:
-        """The cautious one of the ensemble `[B, T-1]`, cut from the graph."""
-        return cautious(kind, self.net.critic[kind].decode(said.q[kind].detach()))
-
-    def _v(self, kind: str, said: Estimates) -> Tensor:
-        return self.net.value[kind].decode(said.v[kind].detach())[0]
+        return weight * value.nll(raw, goal)[0]
 
     def reach_loss(
         self,
@@ -309,7 +275,7 @@ class Objectives:
         )
         loss = losses.masked_mean(2.0 * tilt * reach.nll(raw_p, target_p)[0], pairs.valid)
         loss = loss + losses.masked_mean(critic.nll(said.q["reach"], ahead).sum(0), pairs.valid)
-        if imagined is not None:
+        if imagined is not None and cfg.reach_labels == "both":
             state = imagined.feature.detach()
             label = (imagined.cost.detach() > 0.5).float()
             with torch.no_grad():
@@ -319,117 +285,4 @@ class Objectives:
             loss = loss + (reach.nll(reach.raw(state), target_i)[0] * weight).mean()
         metrics["reach/loss"] = loss.detach()
         metrics["reach/p"] = losses.masked_mean(p, data.mask)
-        return loss
-
-    def actor_loss(
-        self,
-        said: Estimates,
-        feature: Tensor,
-        data: Records,
-        target: dict[str, Tensor],
-        imagined: Imagined | None,
-        metrics: dict[str, Tensor],
-    ) -> Tensor:
-        """The policy's objective of this phase, with the cost penalty (fosp.md 3.5, 3.6, 4.2)."""
-        cfg = self.config
-        if self.online and cfg.finetune.actor == "imagined" and imagined is not None:
-            loss = self._imagined_objective(imagined, metrics)
-        else:
-            loss = self._weighted_objective(said, feature, data, target, metrics)
-        return loss + self._penalty(feature, data, imagined, metrics)
-
-    def _weighted_objective(
-        self,
-        said: Estimates,
-        feature: Tensor,
-        data: Records,
-        target: dict[str, Tensor],
-        metrics: dict[str, Tensor],
-    ) -> Tensor:
-        """-E_D[w log pi(a|s)] - eta H, gradient through log pi only (fosp.md 3.5)."""
-        cfg, net = self.config, self.net
-        now, action = feature[:, :-1], data.action[:, :-1]
-        valid = data.pairs.valid * data.actor_mask[:, :-1]
-        with torch.no_grad():
-            advantage, q = {}, {}
-            for kind in KINDS:
-                q[kind] = self._q(kind, said)
-                best = q[kind] if cfg.advantage == "q" else target[kind]
-                advantage[kind] = best - self._v(kind, said)
-                scale = self.scale[kind]
-                if isinstance(scale, RmsNormalizer):
-                    scale.update(advantage[kind], data.pairs.valid)
-                else:
-                    scale.update(q[kind][data.pairs.valid > 0])
-                advantage[kind] = advantage[kind] / scale.divisor
-            if cfg.weight == "sum":
-                u = 1.0 - self._v("reach", said)
-                weight = losses.offline_weight(u, advantage["reward"], advantage["cost"], cfg.beta)
-                weight = weight.clamp(max=cfg.weight_clip)
-            else:
-                p = self._q("reach", said)
-                weight = torch.exp(cfg.beta * advantage["reward"]).clamp(max=cfg.weight_clip)
-                weight = weight * (1.0 - p).pow(cfg.gate_power)
-                weight = weight / losses.masked_mean(weight, valid).clamp(min=1e-6)
-        mean, std = net.actor(now)
-        loss = -losses.masked_mean(weight * net.actor.log_prob(action, mean, std), valid)
-        if cfg.entropy and not cfg.actor_std:
-            loss = loss - cfg.entropy * losses.masked_mean(net.actor.entropy(std), valid)
-        metrics["actor/loss"] = loss.detach()
-        metrics["actor/weight_max"] = (weight * valid).amax()
-        error = (mean.detach() - action).square().sum(-1)
-        metrics["actor/weighted_error"] = losses.masked_mean(weight * error, valid)
-        return loss
-
-    def _imagined_objective(self, imagined: Imagined, metrics: dict[str, Tensor]) -> Tensor:
-        """-E[u A^r - (1 - u) A^c] - eta H along imagined rollouts, pathwise (fosp.md 4.2)."""
-        cfg, net = self.config, self.net
-        state = imagined.feature[:-1]
-        advantage = {}
-        for kind in KINDS:
-            returns = self._imagined_return(imagined, kind)
-            with torch.no_grad():
-                value = net.value[kind](state)[0]
-                scale = self.scale[kind]
-                if isinstance(scale, PercentileNormalizer):
-                    scale.update(returns)
-                else:
-                    scale.update(returns - value, torch.ones_like(value))
-            advantage[kind] = (returns - value) / scale.divisor
-        with torch.no_grad():
-            u = 1.0 - net.value["reach"](state)[0]
-            weight = losses.imagination_weight(imagined.cont[:-1], cfg.discount_reward)
-        gain = losses.online_weight(u, advantage["reward"], advantage["cost"], cfg.beta)
-        _, std = net.actor(state.detach())
-        loss = -(weight * (gain + cfg.entropy * net.actor.entropy(std))).mean()
-        metrics["actor/loss"] = loss.detach()
-        return loss
-
-    def _penalty(
-        self,
-        feature: Tensor,
-        data: Records,
-        imagined: Imagined | None,
-        metrics: dict[str, Tensor],
-    ) -> Tensor:
-        """Phi(u * cost measure), gradient into the actor alone (fosp.md 3.6)."""
-        net = self.net
-        if self.config.penalty == "imagined" and imagined is not None:
-            returns = self._imagined_return(imagined, "cost").clamp(min=0.0)
-            with torch.no_grad():
-                u = 1.0 - net.value["reach"](imagined.feature[:-1])[0]
-            cost = (u * returns).sum(0).mean()
-        else:
-            state = feature.detach()
-            mean, _ = net.actor(state)
-            with torch.no_grad():
-                u = 1.0 - net.value["reach"](state)[0]
-            with constant(net.critic):
-                q_cost = net.q_cost(state, mean).clamp(min=0.0)
-            cost = losses.masked_mean(u * q_cost, data.mask)
-        loss = self.lagrangian(cost)
-        self.lagrangian.update(cost.detach())
-        metrics["actor/cost"] = cost.detach()
-        metrics["lagrange/multiplier"] = self.lagrangian.lagrange_multiplier.clone()
-        metrics["lagrange/penalty"] = self.lagrangian.penalty.clone()
         return loss

@@ -226,7 +226,7 @@ class Demo:
 
     def pretrain(self, progress: console.Progress) -> str:
         """FOSP offline."""
-        from safe_o2o.algorithms.fosp_config import preset
+        from safe_o2o.algorithms.fosp_presets import preset
 
         config = replace(
             preset(self.budget.preset),

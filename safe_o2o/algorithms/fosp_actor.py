@@ -1,0 +1,182 @@
+"""What trains FOSP's actor, and its baselines': one objective a phase, and the cost penalty."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from safe_o2o.algorithms import losses
+from safe_o2o.algorithms.duals import AugmentedLagrangian
+from safe_o2o.algorithms.fosp_config import FospConfig
+from safe_o2o.algorithms.fosp_policy import FospNet
+from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records, constant
+from safe_o2o.algorithms.world_model import Imagined
+from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
+
+
+class ActorObjectives:
+    """The policy's loss, as a sum that trains the actor alone.
+
+    Args:
+        config: settings.
+        net: the networks in training.
+        lagrangian: the cost constraint's multiplier.
+        scale: normaliser of the advantages by kind.
+    """
+
+    def __init__(
+        self,
+        config: FospConfig,
+        net: FospNet,
+        lagrangian: AugmentedLagrangian,
+        scale: nn.ModuleDict,
+    ) -> None:
+        self.config, self.net, self.lagrangian, self.scale = config, net, lagrangian, scale
+        self.read = Reading(config, net)
+
+    def __call__(
+        self,
+        which: str,
+        said: Estimates,
+        feature: Tensor,
+        data: Records,
+        target: dict[str, Tensor],
+        imagined: Imagined | None,
+        metrics: dict[str, Tensor],
+    ) -> Tensor:
+        """The objective of this phase and the penalty (fosp.md 3.5, 3.6, 4.2).
+
+        Args:
+            which: `weighted`, `clone`, `imagined`, `score` or `reward`.
+            said: what the networks say of the recorded pairs.
+            feature: of the recorded states `[B, T, F]`.
+            data: the batch.
+            target: of Q at the recorded pairs `[B, T-1]`, by kind.
+            imagined: rollouts, where the objective or the penalty needs them.
+            metrics: where to note what came out.
+        """
+        if which in ("weighted", "clone"):
+            loss = self._regression(which, said, feature, data, target, metrics)
+        else:
+            assert imagined is not None
+            loss = self._imagined(which, imagined, metrics)
+        if self.config.penalty == "none":
+            return loss
+        return loss + self._penalty(feature, data, imagined, metrics)
+
+    def _regression(
+        self,
+        which: str,
+        said: Estimates,
+        feature: Tensor,
+        data: Records,
+        target: dict[str, Tensor],
+        metrics: dict[str, Tensor],
+    ) -> Tensor:
+        """-E_D[w log pi(a|s)] - eta H, gradient through log pi only (fosp.md 3.5)."""
+        cfg, actor = self.config, self.net.actor
+        now, action = feature[:, :-1], data.action[:, :-1]
+        valid = data.pairs.valid * data.actor_mask[:, :-1]
+        weight = (
+            self._weight(said, data, target, valid)
+            if which == "weighted"
+            else torch.ones_like(valid)
+        )
+        mean, std = actor(now)
+        loss = -losses.masked_mean(weight * actor.log_prob(action, mean, std), valid)
+        if cfg.entropy and not cfg.actor_std:
+            loss = loss - cfg.entropy * losses.masked_mean(actor.entropy(std), valid)
+        metrics["actor/loss"] = loss.detach()
+        metrics["actor/weight_max"] = (weight * valid).amax()
+        error = (mean.detach() - action).square().sum(-1)
+        metrics["actor/weighted_error"] = losses.masked_mean(weight * error, valid)
+        return loss
+
+    @torch.no_grad()
+    def _weight(
+        self, said: Estimates, data: Records, target: dict[str, Tensor], valid: Tensor
+    ) -> Tensor:
+        """W of the recorded pairs `[B, T-1]`."""
+        cfg, read = self.config, self.read
+        advantage = {}
+        for kind in KINDS:
+            q = read.q(kind, said)
+            advantage[kind] = (q if cfg.advantage == "q" else target[kind]) - read.v(kind, said)
+            scale = self.scale[kind]
+            if isinstance(scale, RmsNormalizer):
+                scale.update(advantage[kind], data.pairs.valid)
+            else:
+                scale.update(q[data.pairs.valid > 0])
+            advantage[kind] = advantage[kind] / scale.divisor
+        if cfg.weight == "sum":
+            u = (
+                1.0 - read.v("reach", said)
+                if cfg.feasibility == "reach"
+                else torch.ones_like(valid)
+            )
+            weight = losses.offline_weight(u, advantage["reward"], advantage["cost"], cfg.beta)
+            return weight.clamp(max=cfg.weight_clip)
+        weight = torch.exp(cfg.beta * advantage["reward"]).clamp(max=cfg.weight_clip)
+        if cfg.feasibility == "reach":
+            weight = weight * (1.0 - read.q("reach", said)).pow(cfg.gate_power)
+        return weight / losses.masked_mean(weight, valid).clamp(min=1e-6)
+
+    def _imagined(self, which: str, imagined: Imagined, metrics: dict[str, Tensor]) -> Tensor:
+        """-E[gain] - eta H along imagined rollouts (fosp.md 4.2).
+
+        `imagined`: u A^r - (1 - u) A^c, pathwise; `score`: the same as a weight of log pi;
+        `reward`: A^r, pathwise, as Dreamer and SafeDreamer have it.
+        """
+        cfg, actor = self.config, self.net.actor
+        state = imagined.feature[:-1]
+        gain = self._advantage(imagined, "reward")
+        if which != "reward":
+            u, cost = self.read.feasible(state), self._advantage(imagined, "cost")
+            gain = losses.online_weight(u, gain, cost, cfg.beta)
+        with torch.no_grad():
+            weight = losses.imagination_weight(imagined.cont[:-1], cfg.discount_reward)
+        mean, std = actor(state.detach())
+        if which == "score":
+            move = imagined.action.detach()
+            gain = gain.detach() * actor.log_prob(move, mean, std)
+        loss = -(weight * (gain + cfg.entropy * actor.entropy(std))).mean()
+        metrics["actor/loss"] = loss.detach()
+        return loss
+
+    def _advantage(self, imagined: Imagined, kind: str) -> Tensor:
+        """Imagined return minus value, normalised, `[H, N]`."""
+        returns, scale = self.read.imagined_return(imagined, kind), self.scale[kind]
+        with torch.no_grad():
+            value = self.net.value[kind](imagined.feature[:-1])[0]
+            if isinstance(scale, PercentileNormalizer):
+                scale.update(returns)
+            else:
+                scale.update(returns - value, torch.ones_like(value))
+        return (returns - value) / scale.divisor
+
+    def _penalty(
+        self,
+        feature: Tensor,
+        data: Records,
+        imagined: Imagined | None,
+        metrics: dict[str, Tensor],
+    ) -> Tensor:
+        """Phi(u * cost measure), gradient into the actor alone (fosp.md 3.6)."""
+        net, read = self.net, self.read
+        if self.config.penalty == "imagined" and imagined is not None:
+            returns = read.imagined_return(imagined, "cost").clamp(min=0.0)
+            returns = read.feasible(imagined.feature[:-1]) * returns
+            pessimistic = self.config.penalty_reduction == "sum"
+            cost = returns.sum(0).mean() if pessimistic else returns.mean()
+        else:
+            state = feature.detach()
+            mean, _ = net.actor(state)
+            with constant(net.critic):
+                q_cost = net.q_cost(state, mean).clamp(min=0.0)
+            cost = losses.masked_mean(read.feasible(state) * q_cost, data.mask)
+        loss = self.lagrangian(cost)
+        self.lagrangian.update(cost.detach())
+        metrics["actor/cost"] = cost.detach()
+        metrics["lagrange/multiplier"] = self.lagrangian.lagrange_multiplier.clone()
+        metrics["lagrange/penalty"] = self.lagrangian.penalty.clone()
+        return loss

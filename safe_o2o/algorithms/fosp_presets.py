@@ -1,0 +1,241 @@
+"""Named settings of FOSP, and of what it is compared with: sizes, and what is exchanged in them.
+
+`small` is the recipe that was measured to work in minutes on two CPU cores: gradients of actor and
+critics reach the encoder, advantages are lambda-returns along the recorded episode, and weights are
+clipped and gated by the probability of a later violation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from safe_o2o.algorithms.fosp_config import FineTuneConfig, FospConfig, SelectionConfig
+from safe_o2o.algorithms.world_model import WorldModelConfig
+from safe_o2o.errors import UnknownNameError
+
+SMALL = FospConfig(
+    world_model=WorldModelConfig(
+        encoder="keypoint",
+        embed_dim=256,
+        deter_dim=256,
+        latents=16,
+        classes=16,
+        hidden_dim=256,
+        head_layers=1,
+        head_units=256,
+        decoder_size=32,
+        decoder_depth=16,
+        decode_every=8,
+        number_output="scalar",
+        image_scale=0.02,
+        reward_scale=1.0,
+        cost_scale=1.0,
+    ),
+    hidden_dims=(256, 256),
+    head_input="stoch_embed",
+    gradient="joint",
+    critic_output="scalar",
+    discount_reward=0.95,
+    discount_cost=0.9,
+    expectile_reach=0.35,
+    critic_target="recorded",
+    value_target="lambda_return",
+    advantage="lambda_return",
+    advantage_normalizer="rms",
+    weight="gated",
+    beta=6.0,
+    weight_clip=10.0,
+    actor_std=0.25,
+    entropy=0.0,
+    penalty="critic",
+    penalty_coefficient=1e-3,
+    lagrange_multiplier_max=0.05,
+    reach_lambda=0.95,
+    shift=2,
+    batch_size=48,
+    sequence_length=8,
+    model_lr=8e-4,
+    actor_lr=8e-4,
+    critic_lr=8e-4,
+    reach_lr=8e-4,
+    policy_eps=1e-8,
+    model_clip=100.0,
+    decay_start=0.5,
+    total_updates=1100,
+    average_rate=0.003,
+    selection=SelectionConfig(rule="reach", threshold=0.2),
+    finetune=FineTuneConfig(
+        actor="weighted",
+        learning_rate=3e-4,
+        warmup=20,
+        average_rate=0.03,
+    ),
+)
+
+SIZES: dict[str, FospConfig] = {
+    "small": SMALL,
+    "tiny": replace(
+        SMALL,
+        world_model=replace(
+            SMALL.world_model, depth=16, embed_dim=64, deter_dim=64, latents=8, classes=8,
+            hidden_dim=64, head_units=64, decoder_depth=8,
+        ),
+        hidden_dims=(64, 64),
+        batch_size=8,
+        total_updates=200,
+    ),
+    "paper": FospConfig(),
+}  # fmt: skip
+
+
+def dreamer(config: FospConfig) -> FospConfig:
+    """DreamerV3 with a cost head that nobody listens to: V and actor from imagined rollouts."""
+    return replace(
+        config,
+        actor="reward",
+        critic_target="imagined",
+        critic_replay="never",
+        value_target="lambda_return",
+        value_data="imagined",
+        expectile_reward=0.5,
+        expectile_cost=0.5,
+        feasibility="none",
+        penalty="none",
+        beta=1.0,
+        advantage_normalizer="percentile",
+        actor_std=0.0,
+        entropy=3e-4,
+        head_input="latent",
+        selection=SelectionConfig(rule="mean"),
+        finetune=replace(config.finetune, actor="reward", expansion=False),
+    )
+
+
+def safedreamer(config: FospConfig) -> FospConfig:
+    """SafeDreamer, BSRP-Lag: Dreamer with the augmented Lagrangian on imagined costs.
+
+    Cost limit 2 as in its own settings (fosp.md 5); V only, no REF, no policy expansion.
+    """
+    paper = FospConfig()
+    return replace(
+        dreamer(config),
+        penalty="imagined",
+        cost_limit=2.0,
+        penalty_coefficient=paper.penalty_coefficient,
+        lagrange_multiplier_max=paper.lagrange_multiplier_max,
+    )
+
+
+def behavior_cloning(config: FospConfig) -> FospConfig:
+    """The actor imitates all data alike, on the same encoder and world model."""
+    return replace(
+        config,
+        actor="clone",
+        penalty="none",
+        selection=SelectionConfig(rule="mean"),
+        finetune=replace(config.finetune, actor="clone", expansion=False),
+    )
+
+
+def without_in_sample(config: FospConfig) -> FospConfig:
+    """V as the mean of imagined returns, not as an expectile over the data's actions."""
+    return replace(
+        config,
+        value_target="lambda_return",
+        value_data="imagined",
+        expectile_reward=0.5,
+        expectile_cost=0.5,
+        head_input="latent",
+    )
+
+
+def without_expansion(config: FospConfig) -> FospConfig:
+    """Online the frozen policy is no candidate any more."""
+    rule = "mean" if config.selection.rule == "expansion" else config.selection.rule
+    return replace(
+        config,
+        selection=replace(config.selection, rule=rule),
+        finetune=replace(config.finetune, expansion=False),
+    )
+
+
+def without_reach(config: FospConfig) -> FospConfig:
+    """Every state counts as feasible, u = 1, and no action is chosen for its reach probability."""
+    rule = "mean" if config.selection.rule == "reach" else config.selection.rule
+    return replace(config, feasibility="none", selection=replace(config.selection, rule=rule))
+
+
+def without_lagrangian(config: FospConfig) -> FospConfig:
+    """Safety from REF and the cost advantage alone."""
+    return replace(config, penalty="none")
+
+
+def released(config: FospConfig) -> FospConfig:
+    """What the released code computes, by reading and running it (fosp.md 8.1 and 8.2).
+
+    The actor climbs A^r through imagined rollouts; the weight with the cost advantage is dead code.
+    Q never sees recorded pairs; V is the mirrored expectile of Q on imagined ones. REF sees no cost
+    and after normalisation drops out of the penalty: u = 1. The two policies of the expansion share
+    their weights, so that there is one. The end of time is taken for the end of the task.
+    """
+    return replace(
+        config,
+        actor="reward",
+        critic_target="imagined",
+        critic_replay="never",
+        value_target="q",
+        value_data="imagined",
+        expectile_reward=0.2,
+        expectile_cost=0.2,
+        feasibility="none",
+        penalty="imagined",
+        timeout_terminates=True,
+        weight_clip=1e9,
+        beta=1.0,
+        advantage_normalizer="percentile",
+        actor_std=0.0,
+        entropy=3e-4,
+        head_input="latent",
+        selection=SelectionConfig(rule="mean"),
+        finetune=replace(config.finetune, actor="reward", expansion=False),
+    )
+
+
+VARIANTS: dict[str, Callable[[FospConfig], FospConfig]] = {
+    "without_in_sample": without_in_sample,
+    "without_expansion": without_expansion,
+    "without_reach": without_reach,
+    "without_lagrangian": without_lagrangian,
+    "released": released,
+}
+PRESETS: dict[str, FospConfig] = SIZES | {
+    f"{size}_{name}": variant(config)
+    for size, config in SIZES.items()
+    for name, variant in VARIANTS.items()
+}
+
+
+def preset(name: str) -> FospConfig:
+    """A named set of settings: `tiny` (tests), `small` (two CPU cores), `paper`, and variants.
+
+    `small_without_reach` is `small` without REF; so for each of the parts and each size.
+    `paper_released` is what the released code computes.
+
+    Raises:
+        UnknownNameError: no such preset; names the near miss.
+    """
+    if name not in PRESETS:
+        raise UnknownNameError("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+def sized(name: str) -> FospConfig:
+    """One of `SIZES`, for algorithms that exchange parts themselves.
+
+    Raises:
+        UnknownNameError: no such preset; names the near miss.
+    """
+    if name not in SIZES:
+        raise UnknownNameError("preset", name, SIZES)
+    return SIZES[name]
