@@ -12,10 +12,10 @@ from typing import Any
 from safe_o2o.errors import MissingDependencyError, UnknownNameError
 
 algorithms: dict[str, str] = dict(
-    behavior_cloning="safe_o2o.algorithms.baselines:BehaviorCloning",
-    dreamer="safe_o2o.algorithms.baselines:Dreamer",
-    safedreamer="safe_o2o.algorithms.baselines:SafeDreamer",
     fosp="safe_o2o.algorithms.fosp:Fosp",
+    safedreamer="safe_o2o.algorithms.baselines:SafeDreamer",
+    dreamer="safe_o2o.algorithms.baselines:Dreamer",
+    behavior_cloning="safe_o2o.algorithms.baselines:BehaviorCloning",
 )
 tasks: dict[str, str] = dict(
     reach_place="safe_o2o_sim.tasks.reach_place:ReachPlace",

@@ -52,6 +52,7 @@ SMALL = FospConfig(
     penalty_coefficient=1e-3,
     lagrange_multiplier_max=0.05,
     reach_lambda=0.95,
+    imagination_starts=128,
     shift=2,
     batch_size=48,
     sequence_length=8,
