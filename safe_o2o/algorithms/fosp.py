@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from safe_o2o.algorithms.duals import AugmentedLagrangian
 from safe_o2o.algorithms.fosp_config import FospConfig
-from safe_o2o.algorithms.fosp_objectives import KINDS, Objectives
+from safe_o2o.algorithms.fosp_objectives import Objectives
 from safe_o2o.algorithms.fosp_policy import FospNet, FospPolicy
 from safe_o2o.algorithms.fosp_presets import preset
+from safe_o2o.algorithms.fosp_reading import KINDS
 from safe_o2o.data.batch import Batch
 from safe_o2o.nets.critic import ema_update
 from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
@@ -57,7 +58,6 @@ class Fosp:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.net = FospNet(config, spec, mean, std).to(self.device)
-        self._vectors = mean, std
         self.slow = nn.ModuleDict({"critic": self.net.critic, "value": self.net.value})
         self.slow = copy.deepcopy(self.slow).requires_grad_(False)
         self.average = copy.deepcopy(self.net).requires_grad_(False)
@@ -112,8 +112,7 @@ class Fosp:
         if self.config.finetune.fresh:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.seed + 1)
-                fresh = FospNet(self.config, self.spec, *self._vectors)
-            self.net.actor.load_state_dict(fresh.actor.state_dict())
+                self.net.actor.load_state_dict(self.net.new_actor().state_dict())
         self.average.load_state_dict(self.net.state_dict())
         self.objectives.online, self.online_step = True, 0
         self._build_optimizers()

@@ -96,7 +96,7 @@ class ActorObjectives:
     def _weight(
         self, said: Estimates, data: Records, target: dict[str, Tensor], valid: Tensor
     ) -> Tensor:
-        """W of the recorded pairs `[B, T-1]`."""
+        """Weights of the recorded pairs `[B, T-1]`."""
         cfg, read = self.config, self.read
         advantage = {}
         for kind in KINDS:
@@ -109,16 +109,11 @@ class ActorObjectives:
                 scale.update(q[data.pairs.valid > 0])
             advantage[kind] = advantage[kind] / scale.divisor
         if cfg.weight == "sum":
-            u = (
-                1.0 - read.v("reach", said)
-                if cfg.feasibility == "reach"
-                else torch.ones_like(valid)
-            )
+            u = read.u(read.v("reach", said))
             weight = losses.offline_weight(u, advantage["reward"], advantage["cost"], cfg.beta)
             return weight.clamp(max=cfg.weight_clip)
         weight = torch.exp(cfg.beta * advantage["reward"]).clamp(max=cfg.weight_clip)
-        if cfg.feasibility == "reach":
-            weight = weight * (1.0 - read.q("reach", said)).pow(cfg.gate_power)
+        weight = weight * read.u(read.q("reach", said)).pow(cfg.gate_power)
         return weight / losses.masked_mean(weight, valid).clamp(min=1e-6)
 
     def _imagined(self, which: str, imagined: Imagined, metrics: dict[str, Tensor]) -> Tensor:

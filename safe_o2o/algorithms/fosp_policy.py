@@ -67,7 +67,8 @@ class FospNet(nn.Module):
         )
         size, dim, hidden = self.feature_dim, spec.action.dim, config.hidden_dims
         output, members = config.critic_output, config.ensemble
-        self.actor = GaussianActor(size, dim, hidden, config.actor_std or None)
+        self.action_dim = dim
+        self.actor = self.new_actor()
         self.critic = nn.ModuleDict(
             {
                 "reward": Critic(size, dim, hidden, output, members),
@@ -82,6 +83,13 @@ class FospNet(nn.Module):
                 # The reachability estimation function p(s): probability of ever violating.
                 "reach": Critic(size, 0, hidden, "probability"),
             }
+        )
+
+    def new_actor(self) -> GaussianActor:
+        """An actor that has learned nothing yet."""
+        cfg = self.config
+        return GaussianActor(
+            self.feature_dim, self.action_dim, cfg.hidden_dims, cfg.actor_std or None
         )
 
     def feature(self, latent: Latent, embed: Tensor) -> Tensor:

@@ -181,25 +181,12 @@ def released(config: FospConfig) -> FospConfig:
     their weights, so that there is one. The end of time is taken for the end of the task.
     """
     return replace(
-        config,
-        actor="reward",
-        critic_target="imagined",
-        critic_replay="never",
+        dreamer(config),
         value_target="q",
-        value_data="imagined",
         expectile_reward=0.2,
         expectile_cost=0.2,
-        feasibility="none",
         penalty="imagined",
         timeout_terminates=True,
-        weight_clip=1e9,
-        beta=1.0,
-        advantage_normalizer="percentile",
-        actor_std=0.0,
-        entropy=3e-4,
-        head_input="latent",
-        selection=SelectionConfig(rule="mean"),
-        finetune=replace(config.finetune, actor="reward", expansion=False),
     )
 
 

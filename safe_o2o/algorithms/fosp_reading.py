@@ -101,9 +101,11 @@ class Reading:
         """Value `[B, T-1]`, cut from the graph."""
         return self.net.value[kind].decode(said.v[kind].detach())[0]
 
+    def u(self, p: Tensor) -> Tensor:
+        """1 - p, the probability of no violation to come `[...]`; 1 without REF."""
+        return 1.0 - p if self.config.feasibility == "reach" else torch.ones_like(p)
+
     @torch.no_grad()
     def feasible(self, feature: Tensor) -> Tensor:
-        """U = 1 - p(s) `[...]`, the probability of no violation to come; 1 without REF."""
-        if self.config.feasibility == "none":
-            return torch.ones_like(feature[..., 0])
-        return 1.0 - self.net.value["reach"](feature)[0]
+        """The u of states `[...]`."""
+        return self.u(self.net.value["reach"](feature)[0])

@@ -81,6 +81,7 @@ class Comparison:
         self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.names = [port.name for port in manifest.outputs]
 
+    @one_thread()
     def run(
         self, steps: Sequence[Observation], generators: Sequence[np.random.Generator | None]
     ) -> list[Parity]:
@@ -95,12 +96,6 @@ class Comparison:
             BundleError: a difference above the tolerance, an output that is not finite, or too many
                 steps on which nothing can be said.
         """
-        with one_thread():
-            return self._run(steps, generators)
-
-    def _run(
-        self, steps: Sequence[Observation], generators: Sequence[np.random.Generator | None]
-    ) -> list[Parity]:
         zeros = {p.name: np.zeros(p.shape, p.dtype) for p in self.manifest.ports("carry")}
         torch_carry, graph_carry = ([zeros] * len(generators) for _ in range(2))
         found = [Parity(dict.fromkeys(self.names, 0.0)) for _ in generators]
