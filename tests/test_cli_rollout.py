@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from safe_o2o import catalog
-from safe_o2o.cli import actors, main, seeds
+from safe_o2o.cli import actors, evaluate, main, seeds
 from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import ConfigError, UnknownNameError
 from tests.data_fakes import LineEnv
 
@@ -152,6 +154,29 @@ def test_all_actors_meet_the_same_fresh_layouts(tmp_path: Path) -> None:
     met = [[e["seed"] for e in json.loads(path.read_text())["episodes"]] for path in files]
     assert met[0] == met[1]
     assert not set(met[0]) & set(seeds.episode_seeds("collect", 0, 100_000))
+
+
+def test_episodes_that_an_actor_has_run_already_are_not_run_again(tmp_path: Path) -> None:
+    def run(who: str, known: list[EpisodeSummary]) -> tuple[dict[str, Any], list[int]]:
+        wanted = evaluate.Arguments(who=(who,), out=tmp_path, episodes=7, workers=0)
+        ran: list[int] = []
+        name, make_actor = actors.resolve(who)
+        result = evaluate.evaluate(
+            wanted, who, name, make_actor, lambda done, total: ran.append(total), known
+        )
+        return result, ran
+
+    mixed = [EpisodeSummary.from_json(entry) for entry in run("mixture", [])[0]["episodes"]]
+    known = [episode for episode in mixed if episode.behavior == "unsafe"]
+    assert [episode.index for episode in known] == [1, 4]
+    whole, _ = run("unsafe", [])
+    saved, ran = run("unsafe", known)
+    assert ran == [5] * 5
+    assert saved["episodes"] == whole["episodes"]
+    assert saved["success"] == whole["success"] and saved["return"] == whole["return"]
+    # Numbers that belong to other layouts are no knowledge.
+    strangers = [replace(episode, seed=episode.seed + 1) for episode in known]
+    assert run("unsafe", strangers)[1] == [7] * 7
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from safe_o2o.algorithms.fosp_policy import FospNet, cautious, stack_images, sta
 from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records, constant
 from safe_o2o.algorithms.world_model import Imagined, Observed
 from safe_o2o.data.batch import Batch
+from safe_o2o.nets.precision import training_arithmetic
 from safe_o2o.nets.rssm import Latent
 from safe_o2o.spaces import Spec
 
@@ -56,6 +57,10 @@ class Objectives:
             batch: from a sequence replay.
             step: number of the update.
         """
+        with training_arithmetic(self.config.world_model.precision, self.device):
+            return self._sum(batch, step)
+
+    def _sum(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         cfg, net = self.config, self.net
         data = self.records(batch)
         seen = net.world_model.observe(

@@ -14,6 +14,7 @@ from safe_o2o.nets.critic import NumberHead
 from safe_o2o.nets.encoder import Decoder, Encoder, KeypointCNN, StridedCNN, VectorDecoder
 from safe_o2o.nets.mlp import MLP
 from safe_o2o.nets.normalizer import VectorNormalizer
+from safe_o2o.nets.precision import Precision
 from safe_o2o.nets.rssm import RSSM, Latent
 from safe_o2o.spaces import Spec
 
@@ -52,9 +53,9 @@ class WorldModelConfig:
     free_nats: float = 1.0
     dyn_scale: float = 0.5
     rep_scale: float = 0.1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """arithmetic of the convolutions while training; auto takes bf16 where the processor has it.
-    The deployed policy always computes in fp32."""
+    precision: Precision = "auto"
+    """arithmetic of convolutions and matrix products while training, the critics' and the actor's
+    too; auto takes bf16 where the processor is fast at it. Deployed policies compute in fp32."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -68,14 +69,6 @@ class WorldModelConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, got {getattr(self, name)}", where=name)
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """True where bfloat16 convolutions are faster than float32 ones: GPUs, AVX512-BF16, AMX."""
-    if device.type != "cpu":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
 class Observed(NamedTuple):
@@ -151,11 +144,6 @@ class WorldModel(nn.Module):
         """Images `[N, C, 64, 64]` around zero and vectors `[N, V]` (SI) to `[N, E]`."""
         return self.encoder(image, self.vector_normalizer(vector))
 
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        wish = self.config.precision
-        fast = wish == "bf16" or (wish == "auto" and has_fast_bf16(device))
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
-
     def observe(
         self,
         image: Tensor,
@@ -165,8 +153,7 @@ class WorldModel(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Observed:
         """Filter sequences `[B, T, ...]`; see `RSSM.observe` for the alignment of actions."""
-        with self._autocast(image.device):
-            flat = self.encode(image.flatten(0, 1), vector.flatten(0, 1))
+        flat = self.encode(image.flatten(0, 1), vector.flatten(0, 1))
         embed = flat.float().unflatten(0, image.shape[:2])
         latent, post, prior = self.rssm.observe(embed, action, is_first, generator)
         return Observed(embed, latent, post, prior)
@@ -232,8 +219,7 @@ class WorldModel(nn.Module):
         target = shown.flatten(0, 1)
         if self.config.decoder_size == 32:
             target = nn.functional.avg_pool2d(target, 2)
-        with self._autocast(target.device):
-            decoded = self.decoder(feature[:, first::every].flatten(0, 1))
+        decoded = self.decoder(feature[:, first::every].flatten(0, 1))
         error = losses.image_loss(decoded.float(), target).unflatten(0, shown.shape[:2])
         return losses.masked_mean(error, mask[:, first::every])
 

@@ -21,6 +21,7 @@ from safe_o2o.cli.actors import MIXTURE, load_algorithm, resolve
 from safe_o2o.cli.parse import parse
 from safe_o2o.cli.seeds import episode_seeds
 from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import ConfigError
 from safe_o2o.files import write_atomic
 from safe_o2o.training.finetune import FineTunerConfig
@@ -244,7 +245,12 @@ class Demo:
         return train.describe(report)
 
     def _evaluate(
-        self, who: str, name: str, variant: str, progress: console.Progress
+        self,
+        who: str,
+        name: str,
+        variant: str,
+        progress: console.Progress,
+        known: Sequence[EpisodeSummary] = (),
     ) -> Mapping[str, Any]:
         """One result of `<run>/eval`, computed unless it is there for the same command."""
         wanted = evaluate.Arguments(
@@ -262,7 +268,7 @@ class Demo:
             if found["n"] == wanted.episodes:
                 return found
         _, make_actor = resolve(who, name)
-        result = evaluate.evaluate(wanted, who, name, make_actor, progress)
+        result = evaluate.evaluate(wanted, who, name, make_actor, progress, known)
         evaluate.write(wanted, result)
         return result
 
@@ -272,9 +278,12 @@ class Demo:
         The policy is judged as the graph that is deployed, not as the network it was exported from.
         """
         offline = str(self.offline_bundle())
-        cast = {"policy": offline, "mixture": "mixture", "random": "random"}
-        results = [self._evaluate(who, name, SEEN, progress) for name, who in cast.items()]
-        return "; ".join(evaluate.describe(result) for result in results)
+        policy = self._evaluate(offline, "policy", SEEN, progress)
+        mixture = self._evaluate("mixture", "mixture", SEEN, progress)
+        mixed = map(EpisodeSummary.from_json, mixture["episodes"])
+        known = [episode for episode in mixed if episode.behavior == "random"]
+        random = self._evaluate("random", "random", SEEN, progress, known)
+        return "; ".join(evaluate.describe(result) for result in (policy, mixture, random))
 
     def offline_bundle(self) -> Path:
         """The offline policy as an ONNX bundle, made from the checkpoint unless it is there."""
@@ -343,7 +352,7 @@ class Demo:
         """One self-contained page."""
         from safe_o2o.report.page import build_report
 
-        page = build_report(self.out)
+        page = build_report(self.out, workers=self.arguments.workers)
         return f"{page} ({console.megabytes(page.stat().st_size)})"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from safe_o2o.cli.actors import SceneMaker, looks, resolve
 from safe_o2o.cli.parse import parse
 from safe_o2o.cli.seeds import episode_seeds
 from safe_o2o.data.episode import EpisodeMeta
+from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import ConfigError
 from safe_o2o.files import storage_error, write_atomic
 from safe_o2o.runtime.rollout import MakeActor, run_episodes
@@ -69,6 +70,7 @@ def evaluate(
     name: str,
     make_actor: MakeActor,
     progress: console.Progress | None = None,
+    known: Sequence[EpisodeSummary] = (),
 ) -> dict[str, Any]:
     """Run one actor.
 
@@ -78,20 +80,30 @@ def evaluate(
         name: the result's name.
         make_actor: makes the actor, or several that take turns.
         progress: called with (episodes done, in all).
+        known: episodes that this actor has run already, by their numbers: an episode is a function
+            of its actor and its seed, so that none is run twice. They bring no timings.
 
     Returns:
         `summarize` of the episodes with `name`, `who`, `task`, `variant`, `seed` (of the first
         layout), `command`, `verdict_share` and `episodes`, JSON-ready.
     """
     seeds = episode_seeds("evaluate", arguments.seed, arguments.episodes)
-    summaries = run_episodes(
+    found = {
+        episode.index: episode
+        for episode in known
+        if 0 <= episode.index < len(seeds) and episode.seed == seeds[episode.index]
+    }
+    missing = [index for index in range(len(seeds)) if index not in found]
+    ran = run_episodes(
         SceneMaker(arguments.task, arguments.variant, camera=looks(make_actor)),
         make_actor,
-        seeds,
+        [seeds[index] for index in missing],
         workers=arguments.workers,
         meta=EpisodeMeta(arguments.task, arguments.variant),
         progress=progress,
     )
+    found |= {i: replace(episode, index=i) for i, episode in zip(missing, ran, strict=True)}
+    summaries = [found[index] for index in range(len(seeds))]
     figures = summarize(summaries)
     words = ["safe-o2o", "evaluate", who, "--out", str(arguments.out), "--name", name]
     for flag in ("episodes", "task", "variant", "seed"):

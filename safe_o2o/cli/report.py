@@ -20,10 +20,12 @@ class Arguments:
     Attributes:
         run: the run's folder.
         out: the page to write (default: RUN/report.html).
+        workers: processes that make the films; 0 makes them in this one.
     """
 
     run: Annotated[Path, tyro.conf.arg(metavar="RUN"), tyro.conf.Positional]
     out: Path | None = None
+    workers: int = 2
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,5 +33,5 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(Arguments, argv, verb="report")
     from safe_o2o.report.page import build_report  # after parsing: matplotlib takes its time
 
-    page = build_report(arguments.run, arguments.out)
+    page = build_report(arguments.run, arguments.out, workers=arguments.workers)
     print(f"report: {page} ({console.megabytes(page.stat().st_size)})")

@@ -64,7 +64,7 @@ class KeypointCNN(nn.Module):
         size: image side, pixels; a multiple of 4.
     """
 
-    grid: Tensor
+    moments: Tensor
 
     def __init__(self, channels: int, keypoints: int = 32, size: int = 64) -> None:
         super().__init__()
@@ -84,7 +84,8 @@ class KeypointCNN(nn.Module):
         side = size // 4
         axis = torch.linspace(-1.0, 1.0, side)
         y, x = torch.meshgrid(axis, axis, indexing="ij")
-        self.register_buffer("grid", torch.stack([x, y], -1).reshape(-1, 2), persistent=False)
+        ones = torch.ones(side, side)
+        self.register_buffer("moments", torch.stack([x, y, ones]).flatten(1), persistent=False)
         # Sharp from the start: with e^0 behaviour cloning took twice the updates.
         self.log_sharpness = nn.Parameter(torch.full((keypoints, 1), 2.0))
         self.out_dim = 2 * keypoints
@@ -106,11 +107,15 @@ class KeypointCNN(nn.Module):
         weight = last.weight * sharpness[..., None, None]
         bias = last.bias * sharpness[:, 0]
         x = self.layers[:-1](self.patches(image))
-        heat = nn.functional.conv2d(x, weight, bias, padding=1).flatten(2)  # [B, K, S*S/16]
+        heat = nn.functional.conv2d(x, weight, bias, padding=1)
         # float32 from here on, also under autocast: bfloat16 would round positions to 1 %.
         with torch.autocast(heat.device.type, enabled=False):
-            p = torch.softmax(heat.float(), -1)
-            return (p @ self.grid).flatten(1)
+            heat = heat.permute(0, 2, 3, 1).flatten(1, 2).float()  # [B, S*S/16, K]
+            # A softmax that is never normalised: its mean is a quotient of two sums, and the maps,
+            # channels last as the convolution leaves them, are gone through once instead of thrice.
+            p = torch.exp(heat - heat.detach().amax(1, keepdim=True))
+            sums = self.moments @ p  # [B, 3, K]
+            return (sums[:, :2] / sums[:, 2:]).transpose(1, 2).flatten(1)
 
 
 class Encoder(nn.Module):

@@ -45,7 +45,7 @@ class NormLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_dim] -> [..., out_dim]`."""
-        return self.activate(self.linear(x))
+        return self.activate(self.linear(x).float())
 
 
 class MLP(nn.Module):
@@ -69,7 +69,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_dim] -> [..., out_dim]`."""
-        return self.output(self.hidden(x))
+        return self.output(self.hidden(x)).float()
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -14,6 +14,7 @@ from safe_o2o.nets.distribution import (
     unimix,
 )
 from safe_o2o.nets.mlp import LAYER_NORM_EPS, NormLinear, init_hidden, init_output
+from safe_o2o.nets.rssm_scan import ScanWeights, scan
 
 
 class Latent(NamedTuple):
@@ -51,7 +52,7 @@ class NormGRUCell(nn.Module):
 
     def forward(self, x: Tensor, deter: Tensor) -> Tensor:
         """`[B, in_dim], [B, D] -> [B, D]`."""
-        return self.gate(self.norm(self.linear(torch.cat([deter, x], -1))), deter)
+        return self.gate(self.norm(self.linear(torch.cat([deter, x], -1)).float()), deter)
 
 
 class RSSM(nn.Module):
@@ -98,7 +99,7 @@ class RSSM(nn.Module):
         return Latent(deter.expand(n, -1), stoch.expand(n, -1))
 
     def _log_p(self, logits: Tensor) -> Tensor:
-        return unimix(logits.unflatten(-1, (self.latents, self.classes)), self.mix)
+        return unimix(logits.float().unflatten(-1, (self.latents, self.classes)), self.mix)
 
     def prior_log_p(self, deter: Tensor) -> Tensor:
         """Log-probabilities `[..., L, C]` of the prior at deter `[..., D]`."""
@@ -163,26 +164,25 @@ class RSSM(nn.Module):
         before = self._scaled(before) * (1.0 - first).unsqueeze(-1)
         by_stoch, by_action = self.img_in.linear.weight.split([self.stoch_dim, action.shape[-1]], 1)
         by_deter, by_embed = self.obs_out.linear.weight.split([self.deter_dim, embed.shape[-1]], 1)
-        moved, seen = before @ by_action.T, embed @ by_embed.T
+        moved, seen = (before @ by_action.T).float(), (embed @ by_embed.T).float()
         shape = (steps, batch, self.latents, self.classes)
         noise = gumbel_noise(shape, generator, embed) if sample else embed.new_zeros(shape)
-        initial = self.initial(batch)
-        latent = initial
-        deters, stochs, posts = [], [], []
-        for t in range(steps):
-            if t > 0:
-                new = first[:, t : t + 1]
-                latent = Latent(
-                    torch.lerp(latent.deter, initial.deter, new),
-                    torch.lerp(latent.stoch, initial.stoch, new),
-                )
-            x = self.img_in.activate(latent.stoch @ by_stoch.T + moved[:, t])
-            deter = self.gru(x, latent.deter)
-            hidden = self.obs_out.activate(deter @ by_deter.T + seen[:, t])
-            log_p = self._log_p(self.obs_stats(hidden))
-            latent = Latent(deter, straight_through_sample(log_p, noise[t]).flatten(-2))
-            deters.append(deter)
-            stochs.append(latent.stoch)
-            posts.append(log_p)
-        deter = torch.stack(deters, 1)
-        return Latent(deter, torch.stack(stochs, 1)), torch.stack(posts, 1), self.prior_log_p(deter)
+        initial = self.initial(1)
+        deter, stoch, log_p = scan(
+            moved.transpose(0, 1),
+            seen.transpose(0, 1),
+            first.t().unsqueeze(-1),
+            noise,
+            initial.deter[0],
+            initial.stoch[0],
+            ScanWeights(
+                by_stoch, self.img_in.norm.weight, self.img_in.norm.bias,
+                self.gru.linear.weight, self.gru.norm.weight, self.gru.norm.bias,
+                by_deter, self.obs_out.norm.weight, self.obs_out.norm.bias,
+                self.obs_stats.weight, self.obs_stats.bias,
+            ),
+            mix=self.mix,
+            eps=LAYER_NORM_EPS,
+        )  # fmt: skip
+        deter, stoch, log_p = (x.transpose(0, 1) for x in (deter, stoch, log_p))
+        return Latent(deter, stoch), log_p, self.prior_log_p(deter)

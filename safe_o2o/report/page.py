@@ -22,7 +22,11 @@ CONTROL_PERIOD = 0.01  # s; the loop's period where run.json does not say
 
 
 def build_report(
-    run_dir: str | Path, out: str | Path | None = None, *, render: ep.Render | None = None
+    run_dir: str | Path,
+    out: str | Path | None = None,
+    *,
+    render: ep.Render | None = None,
+    workers: int = 0,
 ) -> Path:
     """Write the page of a run. Partial runs are fine: a section says what is missing.
 
@@ -33,6 +37,8 @@ def build_report(
         out: the file to write; `<run_dir>/report.html` by default.
         render: makes larger pictures of an episode for the films, None where it cannot. By default
             the twin's camera, where it is installed; else the recorded pictures are shown.
+        workers: processes that make the films meanwhile, where `render` is not given; 0 makes them
+            here.
 
     Returns:
         Path of the page.
@@ -51,16 +57,19 @@ def build_report(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(error, out.parent) from error
-    if render is None:
-        with CloseUp() as closeup:
-            page = _page(run_dir, closeup)
+    if render is not None:
+        page = _page(run_dir, films.one_by_one(render))
+    elif workers > 0:
+        with films.in_workers(workers) as make:
+            page = _page(run_dir, make)
     else:
-        page = _page(run_dir, render)
+        with CloseUp() as closeup:
+            page = _page(run_dir, films.one_by_one(closeup))
     write_atomic(out, page.encode())
     return out
 
 
-def _page(run_dir: Path, render: ep.Render) -> str:
+def _page(run_dir: Path, make: films.Make) -> str:
     files = RunFiles(run_dir)
     facts = files.facts()
     command = provenance.stage_command(facts, str(run_dir))
@@ -68,13 +77,14 @@ def _page(run_dir: Path, render: ep.Render) -> str:
     realtime, lines = ep.load(files, "realtime/online"), files.episode_lines()
     rounds = ep.rounds(online, files.rounds(), lines)
     actors = results.cast(files.actors())
+    filmed = _films(offline, rounds, make, lines)
 
     sections = [
         results.headline(actors, command("evaluate")),
         training.training(files.metrics("checkpoints"), command("train")),
         results.evaluation(actors, command("evaluate")),
         results.online(rounds, _speed(lines), command("finetune")),
-        _films(offline, rounds, render, lines, command("finetune")),
+        filmed.section(command("finetune")),
         process.filtering(
             _filter_records(offline, online, realtime),
             actors,
@@ -102,10 +112,9 @@ def _page(run_dir: Path, render: ep.Render) -> str:
 def _films(
     offline: list[Any],
     rounds: list[ep.Round],
-    render: ep.Render,
+    make: films.Make,
     lines: ep.Lines,
-    command: str,
-) -> Section:
+) -> films.Films:
     acted = [r for r in rounds if r.n]
     first, last = (acted[0], acted[-1]) if len(acted) > 1 else (None, None)
     groups = []
@@ -116,7 +125,7 @@ def _films(
             note += f", bundle {entry.bundles[-1]}"
         groups.append((note, members))
     scripted = [group[0] for group in ep.by_behavior(offline).values()]
-    return films.films(groups[0], groups[1], scripted, render, lines, command)
+    return films.Films(groups[0], groups[1], scripted, make, lines)
 
 
 def _latency(files: RunFiles) -> tuple[dict[str, dict[str, float]], str]:
