@@ -23,6 +23,7 @@ from safe_o2o.algorithms.fosp_reading import KINDS
 from safe_o2o.data.batch import Batch
 from safe_o2o.nets.critic import ema_update
 from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
+from safe_o2o.nets.parallel import add_up, everywhere
 from safe_o2o.spaces import Spec
 
 
@@ -118,9 +119,15 @@ class Fosp:
         self._build_optimizers()
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """One gradient step on a batch of sequences; returns metrics."""
+        """One gradient step on a batch of sequences; returns metrics.
+
+        In a group of processes `batch` is this one's share, and all of them call this together.
+        """
         loss, metrics = self.objectives(batch, self.step)
         loss.backward()
+        add_up(self.net.parameters())
+        shares = torch.stack([value.detach().float() for value in metrics.values()])
+        metrics = dict(zip(metrics, everywhere(shares), strict=True))
         self._optimize(metrics)
         self._average()
         values = torch.stack([value.detach().float() for value in metrics.values()]).tolist()

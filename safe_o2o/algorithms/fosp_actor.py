@@ -12,6 +12,7 @@ from safe_o2o.algorithms.fosp_policy import FospNet
 from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records, constant
 from safe_o2o.algorithms.world_model import Imagined
 from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
+from safe_o2o.nets.parallel import everywhere, largest, share, with_others
 
 
 class ActorObjectives:
@@ -87,7 +88,7 @@ class ActorObjectives:
         if cfg.entropy and not cfg.actor_std:
             loss = loss - cfg.entropy * losses.masked_mean(actor.entropy(std), valid)
         metrics["actor/loss"] = loss.detach()
-        metrics["actor/weight_max"] = (weight * valid).amax()
+        metrics["actor/weight_max"] = share(largest((weight * valid).amax()))
         error = (mean.detach() - action).square().sum(-1)
         metrics["actor/weighted_error"] = losses.masked_mean(weight * error, valid)
         return loss
@@ -114,7 +115,7 @@ class ActorObjectives:
             return weight.clamp(max=cfg.weight_clip)
         weight = torch.exp(cfg.beta * advantage["reward"]).clamp(max=cfg.weight_clip)
         weight = weight * read.u(read.q("reach", said)).pow(cfg.gate_power)
-        return weight / losses.masked_mean(weight, valid).clamp(min=1e-6)
+        return weight / everywhere(losses.masked_mean(weight, valid)).clamp(min=1e-6)
 
     def _imagined(self, which: str, imagined: Imagined, metrics: dict[str, Tensor]) -> Tensor:
         """-E[gain] - eta H along imagined rollouts (fosp.md 4.2).
@@ -134,7 +135,7 @@ class ActorObjectives:
         if which == "score":
             move = imagined.action.detach()
             gain = gain.detach() * actor.log_prob(move, mean, std)
-        loss = -(weight * (gain + cfg.entropy * actor.entropy(std))).mean()
+        loss = -losses.mean(weight * (gain + cfg.entropy * actor.entropy(std)))
         metrics["actor/loss"] = loss.detach()
         return loss
 
@@ -162,16 +163,16 @@ class ActorObjectives:
             returns = read.imagined_return(imagined, "cost").clamp(min=0.0)
             returns = read.feasible(imagined.feature[:-1]) * returns
             pessimistic = self.config.penalty_reduction == "sum"
-            cost = returns.sum(0).mean() if pessimistic else returns.mean()
+            cost = losses.mean(returns.sum(0) if pessimistic else returns)
         else:
             state = feature.detach()
             mean, _ = net.actor(state)
             with constant(net.critic):
                 q_cost = net.q_cost(state, mean).clamp(min=0.0)
             cost = losses.masked_mean(read.feasible(state) * q_cost, data.mask)
-        loss = self.lagrangian(cost)
-        self.lagrangian.update(cost.detach())
+        loss = self.lagrangian(with_others(cost))
+        self.lagrangian.update(everywhere(cost))
         metrics["actor/cost"] = cost.detach()
-        metrics["lagrange/multiplier"] = self.lagrangian.lagrange_multiplier.clone()
-        metrics["lagrange/penalty"] = self.lagrangian.penalty.clone()
+        metrics["lagrange/multiplier"] = share(self.lagrangian.lagrange_multiplier.clone())
+        metrics["lagrange/penalty"] = share(self.lagrangian.penalty.clone())
         return loss

@@ -13,6 +13,7 @@ from safe_o2o.algorithms.fosp_policy import FospNet, cautious, stack_images, sta
 from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records, constant
 from safe_o2o.algorithms.world_model import Imagined, Observed
 from safe_o2o.data.batch import Batch
+from safe_o2o.nets.parallel import Draws, own, world
 from safe_o2o.nets.precision import training_arithmetic
 from safe_o2o.nets.rssm import Latent
 from safe_o2o.spaces import Spec
@@ -64,7 +65,11 @@ class Objectives:
         cfg, net = self.config, self.net
         data = self.records(batch)
         seen = net.world_model.observe(
-            data.image, data.vector, data.action, data.is_first, self.generator
+            data.image,
+            data.vector,
+            data.action,
+            data.is_first,
+            Draws.batch(self.generator, len(data.image)),
         )
         decode = not self.online or cfg.finetune.decode
         model_loss, metrics = net.world_model.loss(
@@ -135,14 +140,18 @@ class Objectives:
         """Rollouts of the actor from the posterior states, or from some of them."""
         latent = Latent(*(x.flatten(0, 1).detach() for x in seen.latent))
         alive = 1.0 - data.terminated.flatten()
-        if 0 < self.config.imagination_starts < latent.deter.shape[0]:
-            pick = torch.randperm(
-                latent.deter.shape[0], generator=self.generator, device=self.device
-            )[: self.config.imagination_starts]
+        draws = Draws.batch(self.generator, len(alive))
+        total, starts = world() * len(alive), self.config.imagination_starts
+        if 0 < starts < total:
+            pick = torch.randperm(total, generator=self.generator, device=self.device)[:starts]
+            if world() > 1:
+                rows = own(total)
+                mine = torch.nonzero((pick >= rows.start) & (pick < rows.stop))[:, 0]
+                pick, draws = pick[mine] - rows.start, Draws(self.generator, starts, mine)
             latent, alive = Latent(*(x[pick] for x in latent)), alive[pick]
         with constant(self.net.world_model):
             rollout = self.net.world_model.imagine(
-                latent, self.net.actor, self.config.horizon, self.generator
+                latent, self.net.actor, self.config.horizon, draws
             )
         cont = torch.cat([alive.unsqueeze(0), rollout.cont[1:]])
         return rollout._replace(cont=cont)
@@ -213,7 +222,7 @@ class Objectives:
             if raw is not None and cfg.value_target == "q":
                 goal = cautious(kind, critic.decode(raw.detach()))
             nll = self._value_nll(kind, self.net.value[kind].raw(state), goal)
-            value_loss = (weight * nll).mean()
+            value_loss = losses.mean(weight * nll)
         return q_loss, value_loss
 
     @property
@@ -239,7 +248,9 @@ class Objectives:
                 anchor = self.slow["critic"][kind](state, action).mean(0)
             nll = nll + self.config.slow_regularizer * critic.nll(raw, anchor)
         per_pair = nll.sum(0)
-        return (per_pair * weight).mean() if mean else losses.masked_mean(per_pair, weight)
+        if mean:
+            return losses.mean(per_pair * weight)
+        return losses.masked_mean(per_pair, weight)
 
     def _value_nll(self, kind: str, raw: Tensor, goal: Tensor) -> Tensor:
         """Expectile of Q (or of the returns) in the likelihood of the output (T7, T7b)."""
@@ -287,7 +298,7 @@ class Objectives:
                 p_last = self.slow["value"]["reach"](state[-1])[0]
                 target_i = losses.imagined_reach_target(label, p_last, cfg.discount_reach)
             weight = losses.imagination_weight(imagined.cont, 1.0)
-            loss = loss + (reach.nll(reach.raw(state), target_i)[0] * weight).mean()
+            loss = loss + losses.mean(reach.nll(reach.raw(state), target_i)[0] * weight)
         metrics["reach/loss"] = loss.detach()
         metrics["reach/p"] = losses.masked_mean(p, data.mask)
         return loss

@@ -7,12 +7,13 @@ holds o_t, the r_t and c_t that a_{t-1} caused, and a_t; the transition of criti
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from safe_o2o.nets.distribution import categorical_kl
+from safe_o2o.nets.parallel import Draws, everywhere, world
 
 
 class Pairs(NamedTuple):
@@ -174,8 +175,18 @@ def cost_weight(cost: Tensor, weight: float) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` where `mask` is one; 0 when it is nowhere."""
-    return (x * mask).sum() / mask.sum().clamp(min=1.0)
+    """Mean of `x` where `mask` is one; 0 when it is nowhere.
+
+    In a group of processes this one's share of the mean over all of them (see `nets.parallel`).
+    """
+    return (x * mask).sum() / everywhere(mask.sum()).clamp(min=1.0)
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean of all entries; in a group of processes this one's share of it."""
+    if world() == 1:
+        return x.mean()
+    return x.sum() / everywhere(x.new_tensor(float(x.numel())))
 
 
 def offline_weight(u: Tensor, adv_reward: Tensor, adv_cost: Tensor, beta: float = 1.0) -> Tensor:
@@ -210,8 +221,12 @@ def random_shift(image: Tensor, pixels: int, generator: torch.Generator | None =
     """
     if pixels == 0:
         return image
-    size = (2, image.shape[0], 1)
-    offset = torch.randint(-pixels, pixels + 1, size, generator=generator, device=image.device)
+
+    def make(shape: tuple[int, ...], generator: Any, device: Any, dtype: Any) -> Tensor:
+        return torch.randint(-pixels, pixels + 1, shape, generator=generator, device=device)
+
+    size = image.shape[0]
+    offset = Draws.batch(generator, size).draw(make, (2, size, 1), image, 1)
     shift = shift_by_blocks if image.device.type == "cpu" else shift_by_index
     return shift(image, offset[..., 0])
 

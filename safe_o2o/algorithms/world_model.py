@@ -14,6 +14,7 @@ from safe_o2o.nets.critic import NumberHead
 from safe_o2o.nets.encoder import Decoder, Encoder, KeypointCNN, StridedCNN, VectorDecoder
 from safe_o2o.nets.mlp import MLP
 from safe_o2o.nets.normalizer import VectorNormalizer
+from safe_o2o.nets.parallel import Draws
 from safe_o2o.nets.precision import Precision
 from safe_o2o.nets.rssm import RSSM, Latent
 from safe_o2o.spaces import Spec
@@ -150,12 +151,12 @@ class WorldModel(nn.Module):
         vector: Tensor,
         action: Tensor,
         is_first: Tensor,
-        generator: torch.Generator | None = None,
+        source: Draws | torch.Generator | None = None,
     ) -> Observed:
         """Filter sequences `[B, T, ...]`; see `RSSM.observe` for the alignment of actions."""
         flat = self.encode(image.flatten(0, 1), vector.flatten(0, 1))
         embed = flat.float().unflatten(0, image.shape[:2])
-        latent, post, prior = self.rssm.observe(embed, action, is_first, generator)
+        latent, post, prior = self.rssm.observe(embed, action, is_first, source)
         return Observed(embed, latent, post, prior)
 
     def loss(
@@ -224,7 +225,11 @@ class WorldModel(nn.Module):
         return losses.masked_mean(error, mask[:, first::every])
 
     def imagine(
-        self, start: Latent, actor: nn.Module, horizon: int, generator: torch.Generator | None
+        self,
+        start: Latent,
+        actor: nn.Module,
+        horizon: int,
+        source: Draws | torch.Generator | None,
     ) -> Imagined:
         """Roll the prior out under an actor, re-parameterised (fosp.md 2.5).
 
@@ -232,17 +237,17 @@ class WorldModel(nn.Module):
             start: states `[N, ...]`, detached by the caller.
             actor: feature `[N, F]` -> (mean, std) `[N, A]`; reads a detached feature.
             horizon: H.
-            generator: source of all samples.
+            source: of all samples.
 
         Returns:
             features `[H+1, N, F]`, actions `[H, N, A]`, head predictions `[H+1, N]`.
         """
         latent, features, actions = start, [start.feature], []
+        draws = source if isinstance(source, Draws) else Draws(source)
         for _ in range(horizon):
             mean, std = actor(latent.feature.detach())
-            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-            action = mean + std * noise
-            latent = self.rssm.img_step(latent, action, generator)
+            action = mean + std * draws.draw(torch.randn, mean.shape, mean)
+            latent = self.rssm.img_step(latent, action, draws)
             actions.append(action)
             features.append(latent.feature)
         feature = torch.stack(features)

@@ -9,6 +9,7 @@ from pathlib import Path
 from safe_o2o import catalog
 from safe_o2o.cli import console
 from safe_o2o.cli.parse import parse, take_name, take_value, with_field
+from safe_o2o.training.group import is_first
 from safe_o2o.training.offline import OfflineConfig, OfflineReport, train_offline
 
 SHOWN = ("model/loss", "critic/reward", "reach/p", "actor/weighted_error")
@@ -17,6 +18,8 @@ SHOWN = ("model/loss", "critic/reward", "reach/p", "actor/weighted_error")
 @dataclass(frozen=True)
 class Arguments:
     """Train an algorithm offline; a killed run is resumed by the same command.
+
+    Several processes share each batch under `torchrun --no-python safe-o2o train ...`.
 
     Attributes:
         data: the dataset.
@@ -45,9 +48,15 @@ def main(argv: Sequence[str]) -> None:
             progress(step, total)
 
         result = train_offline(
-            name, arguments.algo, arguments.data, arguments.out, arguments.run, report
+            name,
+            arguments.algo,
+            arguments.data,
+            arguments.out,
+            arguments.run,
+            report if is_first() else None,
         )
-    print(describe(result))
+    if is_first():
+        print(describe(result))
 
 
 def describe(report: OfflineReport) -> str:

@@ -87,15 +87,20 @@ class Mixture:
         """Admit episodes committed meanwhile, in every replay."""
         return sum(replay.refresh() for replay in self.replays.values())
 
-    def sample(self, batch_size: int | None = None) -> Batch:
+    def sample(self, batch_size: int | None = None, rows: slice | None = None) -> Batch:
         """Draw a batch; see `Replay.sample`."""
         size = self.batch_size if batch_size is None else batch_size
+        rows = slice(0, size) if rows is None else rows
         counts = self.counts(size)
-        batch = next(iter(self.replays.values())).allocate(size)
+        batch = next(iter(self.replays.values())).allocate(rows.stop - rows.start)
         first = 0
         for origin, (name, replay) in enumerate(self.replays.items()):
             if counts[name]:
-                replay.fill(batch, first, counts[name], origin)
+                start, stop = (
+                    min(max(edge - first, 0), counts[name]) for edge in (rows.start, rows.stop)
+                )
+                into = max(first - rows.start, 0)
+                replay.fill(batch, into, counts[name], origin, slice(start, stop))
                 first += counts[name]
         return batch
 

@@ -116,18 +116,21 @@ class Replay(ABC):
             self._rebuild()
         return added
 
-    def sample(self, batch_size: int | None = None) -> Batch:
+    def sample(self, batch_size: int | None = None, rows: slice | None = None) -> Batch:
         """Draw a batch.
 
         Args:
             batch_size: rows, where another number than the usual is wanted.
+            rows: those of the batch to read, for one of several processes that share it; all of
+                them draw the same, so that their generators stay alike. None reads all.
 
         Raises:
             DataError: there is no episode yet, or a file changed since it was opened.
         """
         size = self.batch_size if batch_size is None else batch_size
-        batch = self.allocate(size)
-        self.fill(batch, 0, size)
+        rows = slice(0, size) if rows is None else rows
+        batch = self.allocate(rows.stop - rows.start)
+        self.fill(batch, 0, size, rows=rows)
         return batch
 
     @abstractmethod
@@ -135,8 +138,10 @@ class Replay(ABC):
         """A batch of the right shapes whose rows `fill` has yet to write."""
 
     @abstractmethod
-    def fill(self, batch: Batch, first: int, count: int, origin: int = 0) -> None:
-        """Draw `count` rows and write them to `batch` from row `first` on."""
+    def fill(
+        self, batch: Batch, first: int, count: int, origin: int = 0, rows: slice | None = None
+    ) -> None:
+        """Draw `count` rows and write them, or `rows` of them, to `batch` from row `first` on."""
 
     @abstractmethod
     def _count_draws(self) -> tuple[Array, Array]:
@@ -147,8 +152,8 @@ class Replay(ABC):
         self._draw_offset = np.cumsum(draws) - draws
         self._total = int(draws.sum())
 
-    def _draw(self, count: int) -> tuple[Array, Array]:
-        """Sequence and position within its draws, `[count]` each."""
+    def _draw(self, count: int, rows: slice | None = None) -> tuple[Array, Array]:
+        """Sequence and position within its draws, `[count]` each, or `rows` of them."""
         if self._total == 0:
             raise DataError(
                 "no episode to draw from yet",
@@ -160,6 +165,7 @@ class Replay(ABC):
         if costly:
             picks = self._generator.integers(0, len(self._cost_draws), costly)
             flat[:costly] = self._cost_draws[picks]
+        flat = flat if rows is None else flat[rows]
         sequence = np.searchsorted(self._draw_offset, flat, side="right") - 1
         return sequence, flat - self._draw_offset[sequence]
 
@@ -250,25 +256,28 @@ class SequenceReplay(Replay):
         """See `Replay`."""
         return _allocate(self.spec, (batch_size, self.length), next_obs=False)
 
-    def fill(self, batch: Batch, first: int, count: int, origin: int = 0) -> None:
+    def fill(
+        self, batch: Batch, first: int, count: int, origin: int = 0, rows: slice | None = None
+    ) -> None:
         """See `Replay`."""
         store = self._store
-        sequence, draw = self._draw(count)
+        sequence, draw = self._draw(count, rows)
+        count = len(sequence)
         lengths = store.lengths[sequence]
         start = self._windows.start(draw, lengths)
         step = start[:, None] + np.arange(self.length)
         mask = step < lengths[:, None]
         step = np.minimum(step, lengths[:, None] - 1)
         record = store.offset[sequence][:, None] + step
-        rows = slice(first, first + count)
+        into = slice(first, first + count)
         padding = None if mask.all() else ~mask
         for name in _COLUMNS:
-            _put(getattr(batch, name), rows, store.arrays[name][record], padding)
+            _put(getattr(batch, name), into, store.arrays[name][record], padding)
         for name in self.spec.observation.vector_names:
-            _put(batch.obs[name], rows, store.arrays[f"obs.{name}"][record], padding)
-        _put(batch.mask, rows, mask)
+            _put(batch.obs[name], into, store.arrays[f"obs.{name}"][record], padding)
+        _put(batch.mask, into, mask)
         _put_index(
-            batch, rows, np.broadcast_to(sequence[:, None], step.shape), step, record, origin
+            batch, into, np.broadcast_to(sequence[:, None], step.shape), step, record, origin
         )
         real = mask.sum(1)
         for name in self.spec.observation.image_names:
@@ -315,22 +324,25 @@ class TransitionReplay(Replay):
         """See `Replay`."""
         return _allocate(self.spec, (batch_size,), next_obs=True)
 
-    def fill(self, batch: Batch, first: int, count: int, origin: int = 0) -> None:
+    def fill(
+        self, batch: Batch, first: int, count: int, origin: int = 0, rows: slice | None = None
+    ) -> None:
         """See `Replay`."""
         store = self._store
-        sequence, step = self._draw(count)
+        sequence, step = self._draw(count, rows)
+        count = len(sequence)
         record = store.offset[sequence] + step
-        rows = slice(first, first + count)
+        into = slice(first, first + count)
         for name in _COLUMNS:
             arrival = name in ("reward", "cost", "terminated", "truncated")
-            _put(getattr(batch, name), rows, store.arrays[name][record + arrival])
-        _put(batch.mask, rows, np.ones(count, np.bool_))
-        _put_index(batch, rows, sequence, step, record, origin)
+            _put(getattr(batch, name), into, store.arrays[name][record + arrival])
+        _put(batch.mask, into, np.ones(count, np.bool_))
+        _put_index(batch, into, sequence, step, record, origin)
         next_obs = batch.next_obs or {}
         for name in self.spec.observation.vector_names:
             column = store.arrays[f"obs.{name}"]
-            _put(batch.obs[name], rows, column[record])
-            _put(next_obs[name], rows, column[record + 1])
+            _put(batch.obs[name], into, column[record])
+            _put(next_obs[name], into, column[record + 1])
         for name in self.spec.observation.image_names:
             here, there = batch.obs[name].numpy(), next_obs[name].numpy()
             for row in range(count):

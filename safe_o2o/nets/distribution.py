@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from safe_o2o.nets.parallel import Draws
+
 
 def symlog(x: Tensor) -> Tensor:
     """sign(x) * ln(1 + |x|)."""
@@ -79,9 +81,12 @@ def categorical_mode(log_p: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(log_p.argmax(-1), log_p.shape[-1]).to(log_p.dtype)
 
 
-def gumbel_noise(shape: Sequence[int], generator: torch.Generator | None, like: Tensor) -> Tensor:
-    """Standard Gumbel noise with device and dtype of `like`."""
-    uniform = torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
+def gumbel_noise(
+    shape: Sequence[int], source: Draws | torch.Generator | None, like: Tensor, axis: int = 0
+) -> Tensor:
+    """Standard Gumbel noise with device and dtype of `like`; the batch is along `axis`."""
+    draws = source if isinstance(source, Draws) else Draws(source)
+    uniform = draws.draw(torch.rand, shape, like, axis)
     return uniform.clamp_(1e-20, 1.0 - 1e-7).log_().neg_().log_().neg_()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from safe_o2o.nets.parallel import everywhere, gathered
+
 
 class PercentileNormalizer(nn.Module):
     """Divisor max(1, EMA of the 95th minus EMA of the 5th percentile) (fosp.md 3.5).
@@ -27,7 +29,7 @@ class PercentileNormalizer(nn.Module):
     def update(self, x: Tensor) -> None:
         """Move the averages towards the percentiles of `x` (any shape)."""
         levels = torch.tensor(self.percentiles, dtype=x.dtype, device=x.device)
-        low, high = torch.quantile(x.flatten().float(), levels.float())
+        low, high = torch.quantile(gathered(x.float()), levels.float())
         self.low.lerp_(low, 1.0 - self.decay)
         self.high.lerp_(high, 1.0 - self.decay)
 
@@ -52,7 +54,8 @@ class RmsNormalizer(nn.Module):
     @torch.no_grad()
     def update(self, x: Tensor, mask: Tensor) -> None:
         """Move the average towards the mean square of `x` where `mask` is one (same shapes)."""
-        mean = (x.square() * mask).sum() / mask.sum().clamp(min=1.0)
+        total, count = everywhere(torch.stack([(x.square() * mask).sum(), mask.sum()]))
+        mean = total / count.clamp(min=1.0)
         self.mean_square.lerp_(mean, 1.0 - self.decay)
         self.weight.lerp_(torch.ones_like(self.weight), 1.0 - self.decay)
 

@@ -14,6 +14,7 @@ from safe_o2o.nets.distribution import (
     unimix,
 )
 from safe_o2o.nets.mlp import LAYER_NORM_EPS, NormLinear, init_hidden, init_output
+from safe_o2o.nets.parallel import Draws
 from safe_o2o.nets.rssm_scan import ScanWeights, scan
 
 
@@ -119,12 +120,12 @@ class RSSM(nn.Module):
         return action / torch.clamp(action.abs(), min=1.0).detach()
 
     def img_step(
-        self, latent: Latent, action: Tensor, generator: torch.Generator | None = None
+        self, latent: Latent, action: Tensor, source: Draws | torch.Generator | None = None
     ) -> Latent:
         """One imagined step: sample the prior."""
         deter = self.advance(latent, action)
         log_p = self.prior_log_p(deter)
-        noise = gumbel_noise(log_p.shape, generator, log_p)
+        noise = gumbel_noise(log_p.shape, source, log_p)
         return Latent(deter, straight_through_sample(log_p, noise).flatten(-2))
 
     def reset(self, latent: Latent, action: Tensor, is_first: Tensor) -> tuple[Latent, Tensor]:
@@ -140,7 +141,7 @@ class RSSM(nn.Module):
         embed: Tensor,
         action: Tensor,
         is_first: Tensor,
-        generator: torch.Generator | None = None,
+        source: Draws | torch.Generator | None = None,
         sample: bool = True,
     ) -> tuple[Latent, Tensor, Tensor]:
         """Filter sequences.
@@ -149,7 +150,7 @@ class RSSM(nn.Module):
             embed: `[B, T, E]`.
             action: `[B, T, A]`; `action[:, t]` was chosen at record t, so record t + 1 sees it.
             is_first: `[B, T]` in {0, 1}; record 0 always starts from the initial state.
-            generator: source of the posterior samples.
+            source: of the posterior samples.
             sample: False takes the mode instead of a sample.
 
         Returns:
@@ -166,7 +167,7 @@ class RSSM(nn.Module):
         by_deter, by_embed = self.obs_out.linear.weight.split([self.deter_dim, embed.shape[-1]], 1)
         moved, seen = (before @ by_action.T).float(), (embed @ by_embed.T).float()
         shape = (steps, batch, self.latents, self.classes)
-        noise = gumbel_noise(shape, generator, embed) if sample else embed.new_zeros(shape)
+        noise = gumbel_noise(shape, source, embed, 1) if sample else embed.new_zeros(shape)
         initial = self.initial(1)
         deter, stoch, log_p = scan(
             moved.transpose(0, 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.replay import SequenceReplay, TransitionReplay
 from safe_o2o.data.statistics import Statistics
 from safe_o2o.errors import CheckpointError, ConfigError, MissingDependencyError
+from safe_o2o.nets import parallel
 from safe_o2o.training import checkpoint
+from safe_o2o.training.group import process_group, rows_of
 from safe_o2o.training.logger import MetricLog
 from safe_o2o.training.memory import keep_freed_memory
 from safe_o2o.training.seed import seed_everything
@@ -107,6 +109,9 @@ def train_offline(
 ) -> OfflineReport:
     """Train until `config.total_updates`, from the newest checkpoint in `out` if there is one.
 
+    Under `torchrun` each process takes its share of every batch, and the first one writes: the same
+    as one process with the whole batch would do, up to the order of sums.
+
     Args:
         name: algorithm of the catalogue.
         config: its config; `seed` seeds networks, draws and noise.
@@ -119,13 +124,27 @@ def train_offline(
         DataError: no dataset, or an empty one.
         MissingDependencyError: a GPU is asked for, and there is none.
         CheckpointError: `out` holds checkpoints of another algorithm, config or spec.
+        ConfigError: the batch cannot be shared out evenly among the processes.
     """
     if run.device.startswith("cuda") and not torch.cuda.is_available():
         raise MissingDependencyError("PyTorch sees no GPU", where="device", todo="use device cpu")
+    with process_group(run.device) as device:
+        return _train(name, config, data, out, replace(run, device=device), progress)
+
+
+def _train(
+    name: str,
+    config: Any,
+    data: Path,
+    out: Path,
+    run: OfflineConfig,
+    progress: Progress | None,
+) -> OfflineReport:
     if run.threads:
         torch.set_num_threads(run.threads)
     keep_freed_memory()
     seed_everything(config.seed)
+    rows, writes = rows_of(config.batch_size), parallel.rank() == 0
     dataset = Dataset(data)
     algorithm = build(name, config, dataset, run.device)
     train, _ = split(dataset, HELD_OUT)
@@ -133,23 +152,24 @@ def train_offline(
     meta = checkpoint.Meta(
         algorithm=name, config=settings.to_json(config), spec=dataset.spec.to_json()
     )
-    rows: list[dict[str, float]] = []  # metrics since the last line of the log
+    recent: list[dict[str, float]] = []  # metrics since the last line of the log
     newest = checkpoint.latest(out)
     if newest is not None:
         state = checkpoint.load(newest, expect=meta)
         algorithm.load_state_dict(state["algorithm"])
         replay.load_state_dict(state["replay"])
-        rows = state["rows"]
+        recent = state["rows"]
     start = algorithm.step
-    log = MetricLog(out / "metrics.jsonl", resume_at=start)
+    log = MetricLog(out / "metrics.jsonl", resume_at=start) if writes else None
     line: dict[str, float] = {}
     began = time.perf_counter()
     while algorithm.step < config.total_updates:
-        rows.append(algorithm.update(replay.sample().to(run.device, non_blocking=True)))
+        batch = replay.sample(rows=rows).to(run.device, non_blocking=True)
+        recent.append(algorithm.update(batch))
         step = algorithm.step
         if step % run.log_every == 0 or step == config.total_updates:
-            line = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-            rows = []
+            line = {key: float(np.mean([row[key] for row in recent])) for key in recent[0]}
+            recent = []
             bad = [key for key, value in line.items() if not np.isfinite(value)]
             if bad:
                 raise CheckpointError(
@@ -157,16 +177,20 @@ def train_offline(
                     where=out,
                     todo="the last checkpoint is still good; lower the learning rate",
                 )
-            log.append(step, line)
+            if log is not None:
+                log.append(step, line)
         if progress is not None:
             progress(step, config.total_updates, line)
-        if step % run.checkpoint_every == 0 or step == config.total_updates:
+        if writes and (step % run.checkpoint_every == 0 or step == config.total_updates):
             state = {
                 "algorithm": algorithm.state_dict(),
                 "replay": replay.state_dict(),
-                "rows": rows,
+                "rows": recent,
             }
-            newest = checkpoint.save(out, state, meta, step=step, keep=run.keep)
-    log.close()
+            checkpoint.save(out, state, meta, step=step, keep=run.keep)
+    if log is not None:
+        log.close()
+    parallel.barrier()  # what the first process has written last is there for all of them
+    newest = checkpoint.latest(out)
     assert newest is not None
     return OfflineReport(newest, algorithm.step, start, time.perf_counter() - began, line)
