@@ -75,7 +75,9 @@ def arm(run: Path) -> bytes:
 
 def screenshot(page: Path, *, width: int = 1280, height: int = 1000) -> bytes:
     """The first screen of a page, small enough for a README."""
-    with tempfile.TemporaryDirectory() as profile, Browser(profile) as browser:
+    # The browser's helpers may still write to their profile when it has closed.
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with folder as profile, Browser(profile) as browser:
         browser.open(page, width=width, height=height)
         picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
     for colours in (None, 256, 128, 64):  # a palette only where true colour is too large
