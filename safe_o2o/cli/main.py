@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("safe_o2o.cli.export", "turn a checkpoint into an ONNX policy bundle"),
     "deploy": ("safe_o2o.cli.deploy", "run a bundle on a robot through the safety filter"),
     "data": ("safe_o2o.cli.data", "show, hash and verify datasets and episodes"),
+    "limits": ("safe_o2o.cli.limits", "what a filter holds an arm to, and how far it goes to stop"),
     "list": ("safe_o2o.cli.list_", "list the names you can use: algorithms, tasks, robots, ..."),
     "doctor": ("safe_o2o.cli.doctor", "check this machine, or find and mend a damaged dataset"),
     "bench": ("safe_o2o.cli.bench", "run the benchmarks that the README quotes"),
