@@ -93,38 +93,6 @@ ros_fingerprint() {
 # fresh FILE FINGERPRINT: the stamp says that this very state was installed.
 fresh() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
 
-make_venv() { "$1" -c 'import venv, ensurepip' >/dev/null 2>&1; }
-
-find_python() {
-  local name fallback=""
-  if [ -n "${SAFE_O2O_PYTHON:-}" ]; then
-    fits "$SAFE_O2O_PYTHON" || die "SAFE_O2O_PYTHON=$SAFE_O2O_PYTHON is not a Python 3.10, 3.11 or 3.12"
-    PYTHON=$SAFE_O2O_PYTHON
-    return
-  fi
-  for name in python3.11 python3.10 python3.12 python3 /usr/bin/python3; do
-    fits "$name" || continue
-    [ -n "$fallback" ] || fallback=$name
-    can_make_venv "$name" && { PYTHON=$name; return; }
-  done
-  PYTHON=$fallback
-  [ -n "$PYTHON" ] && return
-  apt_install "no Python 3.10 to 3.12 found" python3 python3-venv || exit 1
-  PYTHON=/usr/bin/python3
-  fits "$PYTHON" || die "this system's python3 is $("$PYTHON" -V 2>&1); set SAFE_O2O_PYTHON to a 3.10, 3.11 or 3.12"
-}
-
-# fingerprint: what the environment depends on; the project itself is installed editable.
-fingerprint() {
-  {
-    "$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)'
-    pwd
-    cat pyproject.toml requirements/*.txt scripts/setup.sh scripts/environment.sh
-    find ros2_ws/src launch -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*' -not -path '*/build/*' \
-      -print0 2>/dev/null | sort -z | xargs -0 -r cat
-  } | sha256sum | cut -d' ' -f1
-}
-
 make_venv() {
   if ! can_make_venv "$PYTHON"; then
     local version

@@ -31,6 +31,7 @@ GROUND = (
     "files",
     "bundle",
     "lifecycle",
+    "workers",
 )
 G = tuple(f"safe_o2o.{name}" for name in GROUND)
 

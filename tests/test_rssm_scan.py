@@ -37,7 +37,9 @@ def _constants(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return first, noise, stoch
 
 
-def _plain(x: dict[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _plain(
+    x: dict[str, Tensor], dtype: torch.dtype, mix: float = MIX
+) -> tuple[Tensor, Tensor, Tensor]:
     first, noise, stoch0 = _constants(dtype)
     norm, silu = nn.functional.layer_norm, nn.functional.silu
     deter, stoch = x["deter"].expand(B, -1), stoch0.expand(B, -1)
@@ -54,17 +56,19 @@ def _plain(x: dict[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Te
         pre = x["seen"][t] + deter @ x["by_deter"].T
         layer = silu(norm(pre, (H,), x["out_scale"], x["out_shift"], EPS))
         logits = layer @ x["stats"].T + x["stats_shift"]
-        log_p = unimix(logits.unflatten(-1, (L, C)), MIX)
+        log_p = unimix(logits.unflatten(-1, (L, C)), mix)
         stoch = straight_through_sample(log_p, noise[t]).flatten(-2)
         out.append((deter, stoch, log_p))
     deters, stochs, log_ps = (torch.stack(parts) for parts in zip(*out, strict=True))
     return deters, stochs, log_ps
 
 
-def _by_hand(x: dict[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _by_hand(
+    x: dict[str, Tensor], dtype: torch.dtype, mix: float = MIX
+) -> tuple[Tensor, Tensor, Tensor]:
     first, noise, stoch = _constants(dtype)
     weights = ScanWeights(**{name: x[name] for name in ScanWeights._fields})
-    return scan(x["moved"], x["seen"], first, noise, x["deter"], stoch, weights, mix=MIX, eps=EPS)
+    return scan(x["moved"], x["seen"], first, noise, x["deter"], stoch, weights, mix=mix, eps=EPS)
 
 
 def _gradients(
@@ -90,6 +94,25 @@ def test_gradients_are_those_of_autograd(used: tuple[int, ...]) -> None:
     for name in NAMES:
         assert expected[name].abs().max() > 1e-6, name  # nothing is compared with nothing
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_without_a_uniform_share_nothing_is_infinite() -> None:
+    """Also where a class is so unlikely that its probability is zero in float32."""
+    dtype = torch.float64
+    x = _inputs(dtype)
+    want, got = _plain(x, dtype, 0.0), _by_hand(x, dtype, 0.0)
+    for a, b in zip(want, got, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
+    expected, found = _gradients(x, want, (0, 1, 2)), _gradients(x, got, (0, 1, 2))
+    for name in NAMES:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-11, msg=name)
+    sharp = {name: value.detach().float().requires_grad_() for name, value in x.items()}
+    with torch.no_grad():
+        sharp["stats_shift"][0] = -300.0
+    out = _by_hand(sharp, torch.float32, 0.0)
+    assert float(torch.softmax(torch.tensor([-300.0, 0.0]), 0)[0]) == 0.0
+    grads = _gradients(sharp, out, (0, 1, 2))
+    assert all(bool(torch.isfinite(value).all()) for value in (*out, *grads.values()))
 
 
 def test_half_of_the_products_precision_moves_the_gradients_by_little() -> None:

@@ -23,7 +23,7 @@ from safe_o2o.algorithms.fosp_reading import KINDS
 from safe_o2o.data.batch import Batch
 from safe_o2o.nets.critic import ema_update
 from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
-from safe_o2o.nets.parallel import add_up, everywhere
+from safe_o2o.nets.parallel import add_up, everywhere, share
 from safe_o2o.spaces import Spec
 
 
@@ -126,12 +126,10 @@ class Fosp:
         loss, metrics = self.objectives(batch, self.step)
         loss.backward()
         add_up(self.net.parameters())
-        shares = torch.stack([value.detach().float() for value in metrics.values()])
-        metrics = dict(zip(metrics, everywhere(shares), strict=True))
         self._optimize(metrics)
         self._average()
-        values = torch.stack([value.detach().float() for value in metrics.values()]).tolist()
-        return dict(zip(metrics, values, strict=True))
+        shares = torch.stack([value.detach().float() for value in metrics.values()])
+        return dict(zip(metrics, everywhere(shares).tolist(), strict=True))
 
     # ------------------------------------------------------------------ optimisation
 
@@ -172,7 +170,7 @@ class Fosp:
             clip = self.config.model_clip if name == "model" else self.config.policy_clip
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             norm = nn.utils.clip_grad_norm_(parameters, clip)
-            metrics[f"grad/{name}"] = norm
+            metrics[f"grad/{name}"] = share(norm)
             for group in optimizer.param_groups:
                 group["lr"] = self._rate[name] * factor
             optimizer.step()

@@ -63,10 +63,7 @@ def main(argv: Sequence[str]) -> None:
 def describe(limits: RobotLimits, arguments: Arguments) -> str:
     """A row for each joint, and what the columns are."""
     rows = [tuple(joint.values()) for joint in joints(limits, arguments)]
-    head = (
-        *("joint", "from rad", "to rad", "rad/s", "rad/s^2", "rad/s^3"),
-        *("stop ms", "stop rad"),
-    )
+    head = ("joint", "from rad", "to rad", "rad/s", "rad/s^2", "rad/s^3", "stop ms", "stop rad")
     lines = [
         console.table(head, rows),
         "",
@@ -87,9 +84,9 @@ def joints(limits: RobotLimits, arguments: Arguments) -> list[Mapping[str, Any]]
     found: list[Mapping[str, Any]] = []
     for i, name in enumerate(limits.joint_names):
         v, a, jerk = float(velocity[i]), float(acceleration[i]), float(limits.jerk[i])
-        time, way = jerk_limited_stop(v, 0.0, a, jerk)
-        if not np.isfinite(jerk):
-            # Nothing but the clock's ticks makes such a stop longer.
+        if np.isfinite(jerk):
+            time, way = jerk_limited_stop(v, 0.0, a, jerk)
+        else:  # nothing but the clock's ticks makes such a stop longer
             time = float(np.ceil(v / (a * arguments.period))) * arguments.period
             way = float(stop_distance(np.asarray(v), np.asarray(a), arguments.period))
         found.append(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 aten = torch.ops.aten
+_LEAST = 1e-30  # of a probability without a uniform share: its logarithm, and 1 / p, stay finite
 
 
 class ScanWeights(NamedTuple):
@@ -166,7 +167,7 @@ class _Scan(torch.autograd.Function):
                 read = torch.nn.functional.silu(hidden.y).to(low)
                 logits = w.stats_shift + read @ stats
                 p = torch.softmax(logits.view(noise.shape[1:]), -1)
-                mixed = (1.0 - mix) * p + mix / p.shape[-1]
+                mixed = (1.0 - mix) * p + mix / p.shape[-1] if mix else p.clamp(min=_LEAST)
                 log_p = torch.log(mixed)
                 choice = (log_p + noise[t]).argmax(-1, keepdim=True)
                 stoch = torch.zeros_like(p).scatter_(-1, choice, 1.0).flatten(1)

@@ -7,7 +7,6 @@ import base64
 import io
 import multiprocessing
 import re
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +25,7 @@ from safe_o2o.report.closeup import CloseUp
 from safe_o2o.report.overlay import HEIGHT, HOLD, WIDTH, compose
 from safe_o2o.report.videos import MIME, best_format, encode_video
 from safe_o2o.types import Array
+from safe_o2o.workers import end_with_parent, started_quietly
 
 SPEED = 2.0  # films run at twice real time
 BUDGET = 9_000_000  # bytes of film in the page; base64 adds a third
@@ -71,9 +71,14 @@ def in_workers(workers: int) -> Iterator[Make]:
         SafeO2OError: one of them died.
     """
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(workers, context, _ignore_interrupts)
+    pool = ProcessPoolExecutor(workers, context, end_with_parent)
+
+    def make(shots: Sequence[Shot]) -> Iterable[Clip | None]:
+        with started_quietly():
+            return pool.map(_clip_in_worker, shots)
+
     try:
-        yield lambda shots: pool.map(_clip_in_worker, shots)
+        yield make
     except BrokenProcessPool as error:
         raise SafeO2OError(
             "a process that made a film died (out of memory, or killed)",
@@ -82,11 +87,6 @@ def in_workers(workers: int) -> Iterator[Make]:
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_interrupts() -> None:
-    # Ctrl-C goes to every process of the terminal; the one that waits for us deals with it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 _closeup: list[CloseUp] = []

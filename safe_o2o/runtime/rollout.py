@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +24,7 @@ from safe_o2o.errors import ConfigError, DataError, SafeO2OError
 from safe_o2o.interfaces import Env
 from safe_o2o.runtime.actors import Actor
 from safe_o2o.types import Transition
+from safe_o2o.workers import end_with_parent, started_quietly
 
 Progress = Callable[[int, int], None]
 
@@ -287,7 +284,7 @@ def _run_in_workers(
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, context, _start_worker, (job, stop))
     try:
-        with _children_start_quietly():
+        with started_quietly():
             futures: dict[Future[EpisodeSummary], int] = {
                 pool.submit(_run_in_worker, index, seed): index for index, seed in todo
             }
@@ -306,39 +303,13 @@ def _run_in_workers(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextmanager
-def _children_start_quietly() -> Iterator[None]:
-    """Start children with one thread each and deaf to Ctrl-C, which the parent handles for them."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    saved = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited across exec
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name, value in saved.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 _worker: dict[str, Any] = {}
 """The worker process's job, stop event and, once the first episode came, runner."""
 
 
 def _start_worker(job: _Job, stop: Any) -> None:
     _worker.update(job=job, stop=stop)
-    # A killed parent would leave its workers waiting for ever.
-    threading.Thread(target=_die_with_parent, name="parent-watch", daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 def _run_in_worker(index: int, seed: int) -> EpisodeSummary:

@@ -13,9 +13,13 @@ from safe_o2o.errors import ConfigError
 from safe_o2o.nets import parallel
 
 
+def _size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_first() -> bool:
     """Whether this process speaks and writes for its group; true for a process alone."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return _size() == 1 or int(os.environ["RANK"]) == 0
 
 
 @contextmanager
@@ -28,7 +32,7 @@ def process_group(device: str) -> Iterator[str]:
     Yields:
         The device of this process.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _size() == 1:
         yield device
         return
     gpu = device.startswith("cuda")

@@ -19,7 +19,7 @@ from safe_o2o.data.statistics import Statistics
 from safe_o2o.errors import CheckpointError, ConfigError, MissingDependencyError
 from safe_o2o.nets import parallel
 from safe_o2o.training import checkpoint
-from safe_o2o.training.group import process_group, rows_of
+from safe_o2o.training.group import is_first, process_group, rows_of
 from safe_o2o.training.logger import MetricLog
 from safe_o2o.training.memory import keep_freed_memory
 from safe_o2o.training.seed import seed_everything
@@ -144,7 +144,7 @@ def _train(
         torch.set_num_threads(run.threads)
     keep_freed_memory()
     seed_everything(config.seed)
-    rows, writes = rows_of(config.batch_size), parallel.rank() == 0
+    rows, writes = rows_of(config.batch_size), is_first()
     dataset = Dataset(data)
     algorithm = build(name, config, dataset, run.device)
     train, _ = split(dataset, HELD_OUT)
