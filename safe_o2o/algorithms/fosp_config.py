@@ -65,10 +65,13 @@ class FospConfig:
     """FOSP (Cao et al., ICLR 2025). Defaults are the paper's values (fosp.md 5, 10)."""
 
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    model: Literal["rssm", "none"] = "rssm"
+    """paper: rssm. `none` leaves the world model out: actor and critics see the moment, and train
+    the encoder by their own losses alone"""
     hidden_dims: tuple[int, ...] = (512, 512)
     """hidden layers of actor, critics and REF"""
-    head_input: Literal["latent", "stoch_embed"] = "latent"
-    """what actor and critics read; paper: latent (deter + stoch)"""
+    head_input: Literal["latent", "stoch_embed", "embed"] = "latent"
+    """what actor and critics read; paper: latent (deter + stoch). `embed` is what is seen now."""
     gradient: Literal["stop", "joint"] = "stop"
     """paper: stop. `joint` lets actor and critics train the encoder and the RSSM's posterior."""
     critic_output: Literal["two_hot", "scalar"] = "two_hot"
@@ -174,6 +177,12 @@ class FospConfig:
             or self.value_data != "replay"
             or {self.actor, self.finetune.actor} & set(IMAGINED)
         )
+        if self.model == "none" and (self.head_input, self.gradient) != ("embed", "joint"):
+            raise ConfigError(
+                "without a world model the heads read the embedding and train it",
+                where="model",
+                todo="use head_input embed and gradient joint, or a preset without_model",
+            )
         if imagines and self.head_input != "latent":
             raise ConfigError(
                 "imagined states have no image embedding",

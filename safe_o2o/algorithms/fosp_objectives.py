@@ -64,29 +64,16 @@ class Objectives:
     def _sum(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         cfg, net = self.config, self.net
         data = self.records(batch)
-        seen = net.world_model.observe(
-            data.image,
-            data.vector,
-            data.action,
-            data.is_first,
-            Draws.batch(self.generator, len(data.image)),
-        )
-        decode = not self.online or cfg.finetune.decode
-        model_loss, metrics = net.world_model.loss(
-            seen,
-            data.image,
-            data.vector,
-            data.x["reward"],
-            data.x["cost"],
-            data.terminated,
-            data.mask,
-            decode,
-            step,
-        )
-        feature = net.feature(seen.latent, seen.embed)
-        feature = feature.detach() if cfg.gradient == "stop" else feature
-
-        imagined = self.imagine(seen, data) if self.imagines else None
+        metrics: dict[str, Tensor] = {}
+        imagined = None
+        if cfg.model == "rssm":
+            seen, model_loss, metrics = self.model_loss(data, step)
+            feature = net.feature(seen.latent, seen.embed)
+            feature = feature.detach() if cfg.gradient == "stop" else feature
+            imagined = self.imagine(seen, data) if self.imagines else None
+        else:
+            feature = net.world_model.embed(data.image, data.vector)
+            model_loss = data.mask.new_zeros(())
         target = self.critic_targets(feature, data)
         said = self.read.estimates(feature, data)
         critic_loss = self.critic_loss(said, data, target, imagined, metrics)
@@ -95,6 +82,29 @@ class Objectives:
             self.actor_objective, said, feature, data, target, imagined, metrics
         )
         return model_loss + critic_loss + reach_loss + actor_loss, metrics
+
+    def model_loss(self, data: Records, step: int) -> tuple[Observed, Tensor, dict[str, Tensor]]:
+        """The sequences seen through the world model, its loss, and metrics (fosp.md 2.2)."""
+        model = self.net.model
+        seen = model.observe(
+            data.image,
+            data.vector,
+            data.action,
+            data.is_first,
+            Draws.batch(self.generator, len(data.image)),
+        )
+        loss, metrics = model.loss(
+            seen,
+            data.image,
+            data.vector,
+            data.x["reward"],
+            data.x["cost"],
+            data.terminated,
+            data.mask,
+            not self.online or self.config.finetune.decode,
+            step,
+        )
+        return seen, loss, metrics
 
     @property
     def actor_objective(self) -> str:
@@ -149,10 +159,8 @@ class Objectives:
                 mine = torch.nonzero((pick >= rows.start) & (pick < rows.stop))[:, 0]
                 pick, draws = pick[mine] - rows.start, Draws(self.generator, starts, mine)
             latent, alive = Latent(*(x[pick] for x in latent)), alive[pick]
-        with constant(self.net.world_model):
-            rollout = self.net.world_model.imagine(
-                latent, self.net.actor, self.config.horizon, draws
-            )
+        with constant(self.net.model):
+            rollout = self.net.model.imagine(latent, self.net.actor, self.config.horizon, draws)
         cont = torch.cat([alive.unsqueeze(0), rollout.cont[1:]])
         return rollout._replace(cont=cont)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from safe_o2o.algorithms import losses
 from safe_o2o.algorithms.fosp_config import FospConfig, SelectionConfig
-from safe_o2o.algorithms.world_model import WorldModel
+from safe_o2o.algorithms.world_model import Perception, WorldModel
 from safe_o2o.nets.critic import Critic
 from safe_o2o.nets.distribution import categorical_mode
 from safe_o2o.nets.policy import GaussianActor
@@ -27,12 +27,24 @@ UNDECIDED = 1e-4
 
 
 def stack_vectors(spec: ObservationSpec, obs: Mapping[str, Tensor]) -> Tensor:
-    """Concatenate the vectors of an observation in the spec's order, `[..., V]` float32."""
+    """Concatenate the vectors of an observation in the spec's order, `[..., V]` float32.
+
+    V is 0 where it has none.
+    """
+    if not spec.vector_names:
+        image = obs[spec.image_names[0]]
+        return image.new_zeros((*image.shape[:-3], 0), dtype=torch.float32)
     return torch.cat([obs[name].float() for name in spec.vector_names], -1)
 
 
 def stack_images(spec: ObservationSpec, obs: Mapping[str, Tensor]) -> Tensor:
-    """Images of an observation `[..., H, W, C]` uint8 -> `[..., C, H, W]` float32 around zero."""
+    """Images of an observation `[..., H, W, C]` uint8 -> `[..., C, H, W]` float32 around zero.
+
+    C is 0 where it has none.
+    """
+    if not spec.image_names:
+        vector = obs[spec.vector_names[0]]
+        return vector.new_zeros((*vector.shape[:-1], 0, 64, 64))
     image = torch.cat([obs[name] for name in spec.image_names], -1)
     # In place: every further copy of a batch of images costs as much as a layer.
     return image.movedim(-1, -3).to(torch.float32).div_(255.0).sub_(0.5)
@@ -58,13 +70,14 @@ class FospNet(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.world_model = WorldModel(config.world_model, spec, vector_mean, vector_std)
-        rssm = self.world_model.rssm
-        self.feature_dim = (
-            rssm.feature_dim
-            if config.head_input == "latent"
-            else rssm.stoch_dim + self.world_model.encoder.out_dim
-        )
+        kind = WorldModel if config.model == "rssm" else Perception
+        self.world_model: Perception = kind(config.world_model, spec, vector_mean, vector_std)
+        embed_dim = self.world_model.encoder.out_dim
+        self.feature_dim = {
+            "embed": lambda: embed_dim,
+            "latent": lambda: self.model.rssm.feature_dim,
+            "stoch_embed": lambda: self.model.rssm.stoch_dim + embed_dim,
+        }[config.head_input]()
         size, dim, hidden = self.feature_dim, spec.action.dim, config.hidden_dims
         output, members = config.critic_output, config.ensemble
         self.action_dim = dim
@@ -85,6 +98,17 @@ class FospNet(nn.Module):
             }
         )
 
+    @property
+    def model(self) -> WorldModel:
+        """The world model, where there is one (`model` is `rssm`)."""
+        assert isinstance(self.world_model, WorldModel)
+        return self.world_model
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the policy has a state, the world model's; without one it sees the moment."""
+        return isinstance(self.world_model, WorldModel)
+
     def new_actor(self) -> GaussianActor:
         """An actor that has learned nothing yet."""
         cfg = self.config
@@ -96,6 +120,8 @@ class FospNet(nn.Module):
         """What actor and critics read, `[..., F]`."""
         if self.config.head_input == "latent":
             return latent.feature
+        if self.config.head_input == "embed":
+            return embed
         return torch.cat([latent.stoch, embed], -1)
 
     def q_reward(self, feature: Tensor, action: Tensor) -> Tensor:
@@ -126,7 +152,7 @@ class FospNet(nn.Module):
             new state, the feature that the heads read, and the log-probabilities of the state's
             classes.
         """
-        rssm = self.world_model.rssm
+        rssm = self.model.rssm
         embed = self.world_model.encode(image, vector)
         latent, action = rssm.reset(latent, action, is_first)
         deter = rssm.advance(latent, action)
@@ -151,18 +177,10 @@ class DecisionModule(nn.Module):
         super().__init__()
         self.net, self.base, self.spec = net, base, spec
         self.selection: SelectionConfig = net.config.selection
-        rssm = net.world_model.rssm
-        sizes = {
-            "started": 1,
-            "previous_action": spec.action.dim,
-            "deter": rssm.deter_dim,
-            "stoch": rssm.stoch_dim,
-        }
-        if base is not None:
-            sizes |= {
-                "base_deter": base.world_model.rssm.deter_dim,
-                "base_stoch": base.world_model.rssm.stoch_dim,
-            }
+        sizes: dict[str, int] = {}
+        if net.remembers:
+            sizes = {"started": 1, "previous_action": spec.action.dim} | _state_sizes(net, "")
+            sizes |= _state_sizes(base, "base_") if base is not None else {}
         self.carry_sizes = sizes
         self.carry_names = {name: f"next_{name}" for name in sizes}
         # The same draw at every step makes a deterministic policy of a sampled choice; without
@@ -259,30 +277,24 @@ class DecisionModule(nn.Module):
             (two[..., 0] - two[..., 1] <= UNDECIDED).flatten(1).any(1)
             for two in (scores.topk(2, -1).values for scores in self._decide(*inputs)[1])
         ]
+        if not close:  # nothing is chosen: no state, and candidates are blended
+            return torch.zeros(len(inputs[0]), dtype=torch.bool)
         return torch.stack(close).any(0)
 
     def _decide(self, *inputs: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """The outputs, and the scores `[N, ..., K]` of which the largest was taken."""
         named = dict(zip(self.input_names, inputs, strict=True))
-        image = stack_images(self.spec.observation, named)
-        vector = stack_vectors(self.spec.observation, named)
-        first, previous = 1.0 - named["started"], named["previous_action"]
         noise = {name: named[name] for name in self.noise_inputs}
-        latent, feature, log_p = self.net.track(
-            image, vector, Latent(named["deter"], named["stoch"]), previous, first
-        )
-        carry, scores = [latent.deter, latent.stoch], [log_p]
+        carry: list[Tensor] = []
+        scores: list[Tensor] = []
+        feature = self._track(self.net, "", named, carry, scores)
         base_action = None
         sampled = self.selection.rule == "expansion"
         if self.base is not None:
-            state = Latent(named["base_deter"], named["base_stoch"])
-            base_latent, base_feature, log_p = self.base.track(
-                image, vector, state, previous, first
+            base_mean, base_std = self.base.actor(
+                self._track(self.base, "base_", named, carry, scores)
             )
-            base_mean, base_std = self.base.actor(base_feature)
             base_action = base_mean + base_std * noise["noise"][:, 1] if sampled else base_mean
-            carry += [base_latent.deter, base_latent.stoch]
-            scores.append(log_p)
         mean, std = self.net.actor(feature)
         action = self.candidates(mean, std, base_action, noise)
         wide = feature.unsqueeze(1).expand(-1, action.shape[1], -1)
@@ -294,10 +306,10 @@ class DecisionModule(nn.Module):
         q_reward, q_cost = self.net.q_reward(feature, chosen), self.net.q_cost(feature, chosen)
         chosen_risk = self.net.q_reach(feature, chosen)
         reach = self.net.value["reach"](feature)[0].unsqueeze(-1)
+        began = [torch.ones_like(named["started"]), chosen] if carry else []
         outputs = (
             chosen,
-            torch.ones_like(named["started"]),
-            chosen,
+            *began,
             *carry,
             mean,
             q_reward.unsqueeze(-1),
@@ -307,6 +319,31 @@ class DecisionModule(nn.Module):
             reach,
         )
         return outputs, scores
+
+    def _track(
+        self,
+        net: FospNet,
+        prefix: str,
+        named: Mapping[str, Tensor],
+        carry: list[Tensor],
+        scores: list[Tensor],
+    ) -> Tensor:
+        """The feature that the heads read `[N, F]`; adds the new state and what it chose among."""
+        image = stack_images(self.spec.observation, named)
+        vector = stack_vectors(self.spec.observation, named)
+        if not net.remembers:
+            return net.world_model.encode(image, vector)
+        state = Latent(named[f"{prefix}deter"], named[f"{prefix}stoch"])
+        first, previous = 1.0 - named["started"], named["previous_action"]
+        latent, feature, log_p = net.track(image, vector, state, previous, first)
+        carry += [latent.deter, latent.stoch]
+        scores.append(log_p)
+        return feature
+
+
+def _state_sizes(net: FospNet, prefix: str) -> dict[str, int]:
+    rssm = net.model.rssm
+    return {f"{prefix}deter": rssm.deter_dim, f"{prefix}stoch": rssm.stoch_dim}
 
 
 def _tensor(array: Any) -> Tensor:

@@ -10,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from safe_o2o.algorithms.fosp_config import FineTuneConfig, FospConfig, SelectionConfig
+from safe_o2o.algorithms.fosp_config import (
+    IMAGINED,
+    FineTuneConfig,
+    FospConfig,
+    SelectionConfig,
+)
 from safe_o2o.algorithms.world_model import WorldModelConfig
 from safe_o2o.errors import UnknownNameError
 
@@ -172,6 +177,21 @@ def without_lagrangian(config: FospConfig) -> FospConfig:
     return replace(config, penalty="none")
 
 
+def without_model(config: FospConfig) -> FospConfig:
+    """The same losses on recorded data without a world model: what is seen now is the state."""
+    tuned = "weighted" if config.finetune.actor in IMAGINED else config.finetune.actor
+    return replace(
+        config,
+        model="none",
+        head_input="embed",
+        gradient="joint",
+        critic_target="recorded",
+        value_data="replay",
+        penalty="critic" if config.penalty == "imagined" else config.penalty,
+        finetune=replace(config.finetune, actor=tuned),
+    )
+
+
 def released(config: FospConfig) -> FospConfig:
     """What the released code computes, by reading and running it (fosp.md 8.1 and 8.2).
 
@@ -195,6 +215,7 @@ VARIANTS: dict[str, Callable[[FospConfig], FospConfig]] = {
     "without_expansion": without_expansion,
     "without_reach": without_reach,
     "without_lagrangian": without_lagrangian,
+    "without_model": without_model,
     "released": released,
 }
 PRESETS: dict[str, FospConfig] = SIZES | {

@@ -98,14 +98,17 @@ class Imagined(NamedTuple):
     cont: Tensor
 
 
-class WorldModel(nn.Module):
-    """World model of DreamerV3 with a cost head.
+class Perception(nn.Module):
+    """What is seen now, as one vector: normaliser and encoder, without memory.
 
     Args:
         config: sizes and weights.
-        spec: observation and action spec; all images must share one size.
-        vector_mean: dataset mean of the concatenated vectors `[V]`.
+        spec: observation and action spec: 64x64 camera images, vectors, or both.
+        vector_mean: dataset mean of the concatenated vectors `[V]`; V may be 0.
         vector_std: dataset standard deviation `[V]`.
+
+    Raises:
+        ConfigError: an image of another size, or an observation of nothing.
     """
 
     def __init__(
@@ -114,17 +117,42 @@ class WorldModel(nn.Module):
         super().__init__()
         self.config = config
         images = [spec.observation.arrays[name] for name in spec.observation.image_names]
-        channels = sum(image.shape[-1] for image in images)
-        if not images or any(image.shape[:2] != (64, 64) for image in images):
-            raise ConfigError("needs at least one 64x64 camera image", where="observation spec")
-        vector_dim = vector_mean.shape[0]
-        cnn: nn.Module = (
-            KeypointCNN(channels, config.depth)
-            if config.encoder == "keypoint"
-            else StridedCNN(channels, config.depth)
-        )
+        self.channels = sum(image.shape[-1] for image in images)
+        self.vector_dim = vector_mean.shape[0]
+        if any(image.shape[:2] != (64, 64) for image in images):
+            raise ConfigError("needs camera images of 64x64", where="observation spec")
+        if not images and not self.vector_dim:
+            raise ConfigError("has neither an image nor a vector", where="observation spec")
         self.vector_normalizer = VectorNormalizer(vector_mean, vector_std)
-        self.encoder = Encoder(cnn, vector_dim, config.embed_dim or None)
+        cnn = self._cnn() if images else None
+        self.encoder = Encoder(cnn, self.vector_dim, config.embed_dim or None)
+
+    def _cnn(self) -> nn.Module:
+        if self.config.encoder == "keypoint":
+            return KeypointCNN(self.channels, self.config.depth)
+        return StridedCNN(self.channels, self.config.depth)
+
+    def encode(self, image: Tensor, vector: Tensor) -> Tensor:
+        """Images `[N, C, 64, 64]` around zero and vectors `[N, V]` (SI) to `[N, E]`.
+
+        C or V is 0 where the observation has no image or no vector.
+        """
+        return self.encoder(image, self.vector_normalizer(vector))
+
+    def embed(self, image: Tensor, vector: Tensor) -> Tensor:
+        """`encode` of sequences `[B, T, ...]`, float32 `[B, T, E]`."""
+        flat = self.encode(image.flatten(0, 1), vector.flatten(0, 1))
+        return flat.float().unflatten(0, image.shape[:2])
+
+
+class WorldModel(Perception):
+    """World model of DreamerV3 with a cost head; see `Perception` for the arguments."""
+
+    def __init__(
+        self, config: WorldModelConfig, spec: Spec, vector_mean: Tensor, vector_std: Tensor
+    ) -> None:
+        super().__init__(config, spec, vector_mean, vector_std)
+        channels, vector_dim = self.channels, self.vector_dim
         self.rssm = RSSM(
             self.encoder.out_dim,
             spec.action.dim,
@@ -135,15 +163,13 @@ class WorldModel(nn.Module):
             config.unimix,
         )
         size, hidden = self.rssm.feature_dim, [config.head_units] * config.head_layers
-        self.decoder = Decoder(size, channels, config.decoder_depth, config.decoder_size)
+        self.decoder = (
+            Decoder(size, channels, config.decoder_depth, config.decoder_size) if channels else None
+        )
         self.vector_decoder = VectorDecoder(size, vector_dim, hidden) if vector_dim else None
         self.reward = NumberHead(size, hidden, config.number_output, out_scale=0.0)
         self.cost = NumberHead(size, hidden, config.number_output, out_scale=1.0)
         self.cont = MLP(size, 1, hidden)
-
-    def encode(self, image: Tensor, vector: Tensor) -> Tensor:
-        """Images `[N, C, 64, 64]` around zero and vectors `[N, V]` (SI) to `[N, E]`."""
-        return self.encoder(image, self.vector_normalizer(vector))
 
     def observe(
         self,
@@ -154,8 +180,7 @@ class WorldModel(nn.Module):
         source: Draws | torch.Generator | None = None,
     ) -> Observed:
         """Filter sequences `[B, T, ...]`; see `RSSM.observe` for the alignment of actions."""
-        flat = self.encode(image.flatten(0, 1), vector.flatten(0, 1))
-        embed = flat.float().unflatten(0, image.shape[:2])
+        embed = self.embed(image, vector)
         latent, post, prior = self.rssm.observe(embed, action, is_first, source)
         return Observed(embed, latent, post, prior)
 
@@ -205,22 +230,25 @@ class WorldModel(nn.Module):
             error = self.vector_decoder(feature) - self.vector_normalizer(vector)
             terms["vector"] = cfg.vector_scale * error.square().sum(-1)
         means = {name: losses.masked_mean(term, mask) for name, term in terms.items()}
-        if decode:
-            means["image"] = cfg.image_scale * self._image_loss(feature, image, mask, offset)
+        if decode and self.decoder is not None:
+            image_loss = self._image_loss(self.decoder, feature, image, mask, offset)
+            means["image"] = cfg.image_scale * image_loss
         total = torch.stack(list(means.values())).sum()
         metrics = {f"model/{name}": value.detach() for name, value in means.items()}
         metrics["model/loss"] = total.detach()
         metrics["model/plain_kl"] = losses.masked_mean(plain_kl, mask)
         return total, metrics
 
-    def _image_loss(self, feature: Tensor, image: Tensor, mask: Tensor, offset: int) -> Tensor:
+    def _image_loss(
+        self, decoder: Decoder, feature: Tensor, image: Tensor, mask: Tensor, offset: int
+    ) -> Tensor:
         every = min(self.config.decode_every, image.shape[1])
         first = offset % every
         shown = image[:, first::every]
         target = shown.flatten(0, 1)
         if self.config.decoder_size == 32:
             target = nn.functional.avg_pool2d(target, 2)
-        decoded = self.decoder(feature[:, first::every].flatten(0, 1))
+        decoded = decoder(feature[:, first::every].flatten(0, 1))
         error = losses.image_loss(decoded.float(), target).unflatten(0, shown.shape[:2])
         return losses.masked_mean(error, mask[:, first::every])
 

@@ -135,12 +135,12 @@ class Encoder(nn.Module):
         self.joint = NormLinear(raw, embed_dim) if embed_dim else None
         self.out_dim = embed_dim or raw
 
-    def forward(self, image: Tensor | None, vector: Tensor | None) -> Tensor:
+    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
         """Image `[B, C, H, W]` in [-0.5, 0.5] and vector `[B, V]` -> `[B, out_dim]`."""
         parts: list[Tensor] = []
-        if self.image is not None and image is not None:
+        if self.image is not None:
             parts.append(self.image(image))
-        if self.vector is not None and vector is not None:
+        if self.vector is not None:
             parts.append(self.vector(vector))
         raw = torch.cat(parts, -1)
         return raw if self.joint is None else self.joint(raw)
