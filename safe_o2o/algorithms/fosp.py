@@ -20,6 +20,7 @@ from safe_o2o.algorithms.fosp_objectives import Objectives
 from safe_o2o.algorithms.fosp_policy import FospNet, FospPolicy
 from safe_o2o.algorithms.fosp_presets import preset
 from safe_o2o.algorithms.fosp_reading import KINDS
+from safe_o2o.algorithms.latents import Tracker
 from safe_o2o.data.batch import Batch
 from safe_o2o.nets.critic import ema_update
 from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
@@ -99,6 +100,11 @@ class Fosp:
         net = self.average if rate > 0 else self.net
         base = self.base if self.config.finetune.expansion else None
         return FospPolicy(net, base, self.spec, self.config.seed)
+
+    def tracker(self) -> Tracker | None:
+        """The deployed policy's world model as an encoder; None where it has none."""
+        net = self.policy.module.net
+        return Tracker(net, self.spec) if net.remembers else None
 
     def start_online(self) -> None:
         """Freeze the policy as it is deployed now; online objective from here on (fosp.md 4)."""

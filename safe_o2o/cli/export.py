@@ -14,6 +14,7 @@ from safe_o2o.cli import console
 from safe_o2o.cli.actors import load_algorithm
 from safe_o2o.cli.parse import parse
 from safe_o2o.data.dataset import Dataset
+from safe_o2o.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,15 @@ class Arguments:
         checkpoint: a checkpoint, or a folder for its newest one.
         data: the dataset it was trained on: the recorded steps to compare on, and its statistics.
         out: folder of bundles; the new one gets the next version.
+        observations: where DATA holds latents, the dataset that they were made from: what the
+            bundle will see.
         live: may actors load it: `first` lets it go live only where no other one is.
     """
 
     checkpoint: Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT"), tyro.conf.Positional]
     data: Path
     out: Path
+    observations: Path | None = None
     live: Literal["first", "yes", "no"] = "first"
 
 
@@ -39,10 +43,18 @@ def main(argv: Sequence[str]) -> None:
     dataset = Dataset(arguments.data)
     algorithm = load_algorithm(arguments.checkpoint)
     from safe_o2o.export.algorithm import export_algorithm
-    from safe_o2o.training import checkpoint
+    from safe_o2o.training import checkpoint, latents
 
     name = checkpoint.read_header(arguments.checkpoint).meta.algorithm
-    report = export_algorithm(algorithm, name, arguments.out, dataset)
+    encoder = None
+    if latents.holds_latents(dataset):
+        if arguments.observations is None:
+            raise ConfigError(
+                f"{arguments.data} holds latents: what were they made from?", where="--observations"
+            )
+        encoder = latents.LatentDataset(arguments.data).tracker()
+        dataset = Dataset(arguments.observations)
+    report = export_algorithm(algorithm, name, arguments.out, dataset, encoder=encoder)
     live = arguments.live == "yes" or (
         arguments.live == "first" and bundle.current(arguments.out) is None
     )

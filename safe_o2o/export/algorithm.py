@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_o2o import bundle
+from safe_o2o.algorithms.latents import PairPolicy, Tracker
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.statistics import Statistics
 from safe_o2o.export.graph import Graphs
@@ -20,6 +21,7 @@ def export_algorithm(
     dataset: Dataset,
     provenance: Mapping[str, Any] | None = None,
     graphs: Graphs | None = None,
+    encoder: Tracker | None = None,
 ) -> BundleReport:
     """Export the policy of an algorithm as the next version of a folder of bundles.
 
@@ -27,25 +29,29 @@ def export_algorithm(
         algorithm: what to export; see `interfaces.Algorithm`.
         name: its catalogue name.
         bundles: folder of versions; made when missing. Nothing goes live here.
-        dataset: what it was trained on: recorded steps to compare on, and statistics.
+        dataset: what it was trained on: recorded steps to compare on, and statistics; with an
+            encoder, the observations behind it.
         provenance: more facts for the manifest, JSON-ready.
         graphs: see `export_bundle`.
+        encoder: what made the latents that the algorithm was trained on: the two become one graph.
 
     Raises:
         SpecMismatchError: algorithm and dataset have another spec.
         BundleError: network and graph disagree, or there are too few recorded steps.
     """
-    algorithm.spec.require_same(
-        dataset.spec, mine=f"algorithm {name}", theirs=f"dataset {dataset.directory}"
-    )
+    policy, spec = algorithm.policy, algorithm.spec
+    if encoder is not None:
+        spec.require_same(encoder.latent_spec, mine=f"algorithm {name}", theirs="the encoder")
+        policy, spec = PairPolicy(encoder, policy.export_module()), encoder.spec
+    spec.require_same(dataset.spec, mine=f"algorithm {name}", theirs=f"dataset {dataset.directory}")
     facts = {
         "dataset": dataset.content_hash(),
         "step": algorithm.step,
         "seed": algorithm.config.seed,
     }
     return export_bundle(
-        algorithm.policy,
-        algorithm.spec,
+        policy,
+        spec,
         bundle.next_version(bundles),
         algorithm=name,
         parity_steps=recorded_steps(dataset),

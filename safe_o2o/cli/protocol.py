@@ -1,0 +1,334 @@
+"""`safe-o2o protocol TASK`: the paper's protocol for methods and seeds, into one table.
+
+Each stage is a verb of its own on the same files: collect, train, export, evaluate, finetune. What
+is in the results file already is not measured again, and what was begun goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safe_o2o import bundle, catalog
+from safe_o2o.cli import collect, console, evaluate, finetune
+from safe_o2o.cli.actors import MIXTURE, load_algorithm, resolve
+from safe_o2o.cli.demo import OFFLINE, machine, versions
+from safe_o2o.cli.parse import parse, take_name
+from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.summary import EpisodeSummary
+from safe_o2o.errors import ConfigError, UnknownNameError
+from safe_o2o.files import atomic_directory, write_atomic
+from safe_o2o.report import standings
+from safe_o2o.report.standings import SEEN, Row
+from safe_o2o.training.finetune import FineTunerConfig
+from safe_o2o.training.offline import OfflineConfig, train_offline
+
+TRAINED = "training.json"
+CHECKPOINT_EVERY = 250
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train, judge, fine-tune, judge again: methods and seeds of a task in one table.
+
+    Attributes:
+        out: folder of the runs.
+        results: the table's file; measurements are added to it, line by line.
+        methods: who is compared, separated by commas: algorithms, and parts of FOSP to leave out
+            (`without_model`, `without_reach`, ...).
+        preset: size of the networks.
+        seeds: seeds of data, layouts, networks and draws, separated by commas.
+        scenes: where to fine-tune, separated by commas; empty stops after the offline policy.
+        behaviors: who makes the offline data; they take turns, episode by episode.
+        episodes: offline episodes.
+        updates: gradient steps offline.
+        evaluation: episodes of each judgement.
+        rounds: rounds of fine-tuning.
+        episodes_per_round: episodes before each training.
+        online_updates: gradient steps after each round.
+        workers: processes for episodes.
+        threads: threads of PyTorch.
+    """
+
+    out: Path = Path("runs/protocol")
+    results: Path = Path("runs/protocol/results.jsonl")
+    methods: str = "fosp"
+    preset: str = "small"
+    seeds: str = "0"
+    scenes: str = "shape,goal,number,colour"
+    behaviors: str = ",".join(MIXTURE)
+    episodes: int = 1200
+    updates: int = 6000
+    evaluation: int = 200
+    rounds: int = 4
+    episodes_per_round: int = 10
+    online_updates: int = 80
+    workers: int = 2
+    threads: int = 2
+
+    def named(self, field: str) -> list[str]:
+        """A field's entries."""
+        return [name.strip() for name in getattr(self, field).split(",") if name.strip()]
+
+    def budget(self) -> dict[str, Any]:
+        """What has to be alike for two measurements to be compared."""
+        names = ("preset", "behaviors", "episodes", "updates", "evaluation")
+        online = ("rounds", "episodes_per_round", "online_updates")
+        return {name: getattr(self, name) for name in (*names, *online)}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing, then show the table."""
+    task, rest = take_name(argv, "task", verb="protocol")
+    arguments = parse(Arguments, rest, verb=f"protocol {task}")
+    runs = [
+        Run(arguments, task, method, seed)
+        for seed in _numbers(arguments)
+        for method in arguments.named("methods")
+    ]
+    for run in runs:
+        run.measure()
+    print(standings.table(standings.read(arguments.results), task))
+
+
+def _numbers(arguments: Arguments) -> list[int]:
+    try:
+        return [int(seed) for seed in arguments.named("seeds")]
+    except ValueError as error:
+        raise ConfigError(f"must be whole numbers, got {arguments.seeds}", where="seeds") from error
+
+
+def recipe(method: str, size: str) -> tuple[str, Any]:
+    """Algorithm and settings of a method of the table.
+
+    Raises:
+        UnknownNameError: no such method, or no such size; names the near miss.
+    """
+    from safe_o2o.algorithms.fosp_presets import VARIANTS
+
+    if method in catalog.algorithms:
+        return method, catalog.load("algorithm", method).preset(size)
+    if method not in VARIANTS:
+        raise UnknownNameError("method", method, [*catalog.algorithms, *VARIANTS])
+    return "fosp", catalog.load("algorithm", "fosp").preset(f"{size}_{method}")
+
+
+class Run:
+    """A method and a seed: one training, one judgement, fine-tuning in every scene.
+
+    Args:
+        arguments: see `Arguments`.
+        task: catalogue name.
+        method: see `recipe`.
+        seed: of everything.
+    """
+
+    def __init__(self, arguments: Arguments, task: str, method: str, seed: int) -> None:
+        self.arguments, self.task, self.method, self.seed = arguments, task, method, seed
+        algorithm, config = recipe(method, arguments.preset)
+        self.algorithm = algorithm
+        self.config = replace(config, total_updates=arguments.updates, seed=seed)
+        self.data = arguments.out / task / f"data-{seed}"
+        self.folder = arguments.out / task / f"{method}-{seed}"
+        self.known = {row.key for row in standings.read(arguments.results)}
+
+    def measure(self) -> None:
+        """Whatever of this run is not in the results yet."""
+        phases = [(SEEN, "before")]
+        for scene in self.arguments.named("scenes"):
+            phases += [(scene, phase) for phase in standings.PHASES if (scene, phase) not in phases]
+        missing = [phase for phase in phases if self._row(*phase).key not in self.known]
+        if not missing:
+            return
+        self._prepare()
+        for scene, phase in missing:
+            with console.progress(f"{self.method} {self.seed}: {phase} in {scene}") as progress:
+                episodes, updates = self._episodes(scene, phase, progress)
+            row = self._row(scene, phase, episodes, updates)
+            standings.append(self.arguments.results, row)
+            print(describe(row), flush=True)
+
+    # ------------------------------------------------------------------ stages
+
+    def _prepare(self) -> None:
+        """Dataset, checkpoints, and the first bundle."""
+        wanted = self.arguments
+        with console.progress(f"collecting, seed {self.seed}") as progress:
+            collect.collect(
+                collect.Arguments(
+                    out=self.data,
+                    episodes=wanted.episodes,
+                    task=self.task,
+                    behaviors=wanted.behaviors,
+                    seed=self.seed,
+                    workers=wanted.workers,
+                ),
+                progress,
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _link(self.folder / "dataset", self.data)
+        with console.progress(f"training {self.method}, seed {self.seed}") as progress:
+            clock = _Clock(self.folder / TRAINED)
+
+            def report(step: int, total: int, _: Any) -> None:
+                progress(step, total)
+                if step % CHECKPOINT_EVERY == 0 or step == total:
+                    clock.note()
+
+            train_offline(
+                self.algorithm,
+                self.config,
+                self.data,
+                self.folder / "checkpoints",
+                OfflineConfig(threads=wanted.threads, checkpoint_every=CHECKPOINT_EVERY),
+                report,
+            )
+        if bundle.current(self.folder / "bundles") is None:
+            from safe_o2o.export.algorithm import export_algorithm
+
+            made = export_algorithm(
+                load_algorithm(self.folder / "checkpoints"),
+                self.algorithm,
+                self.folder / "bundles",
+                Dataset(self.data),
+            )
+            bundle.set_current(self.folder / "bundles", made.directory.name)
+
+    def _episodes(
+        self, scene: str, phase: str, progress: console.Progress
+    ) -> tuple[Sequence[EpisodeSummary], int]:
+        """What is judged in a phase, and gradient steps behind it."""
+        if phase == "before":
+            return self._judged(
+                self.folder, OFFLINE, scene, phase, progress
+            ), self.config.total_updates
+        place = self._place(scene)
+        report = finetune.finetune(
+            finetune.Arguments(
+                run=place,
+                task=self.task,
+                rounds=self.arguments.rounds,
+                episodes_per_round=self.arguments.episodes_per_round,
+                variant=scene,
+                seed=self.seed,
+                ros="no",
+                learner=FineTunerConfig(
+                    updates_per_round=self.arguments.online_updates, threads=self.arguments.threads
+                ),
+            ),
+            progress,
+        )
+        updates = self.config.total_updates + self.arguments.rounds * self.arguments.online_updates
+        if phase == "during":
+            return report.episodes, updates
+        return self._judged(place, "", scene, phase, progress), updates
+
+    def _judged(
+        self, place: Path, version: str, scene: str, name: str, progress: console.Progress
+    ) -> Sequence[EpisodeSummary]:
+        """Fresh layouts, the same for every method; the bundle of a version, or the live one."""
+        who = str(place / "bundles" / version)
+        wanted = evaluate.Arguments(
+            who=(who,),
+            out=place,
+            name=name,
+            episodes=self.arguments.evaluation,
+            task=self.task,
+            variant=scene,
+            seed=self.seed,
+            workers=self.arguments.workers,
+        )
+        _, make_actor = resolve(who, name)
+        result = evaluate.evaluate(wanted, who, name, make_actor, progress)
+        evaluate.write(wanted, result)
+        return [EpisodeSummary.from_json(episode) for episode in result["episodes"]]
+
+    def _place(self, scene: str) -> Path:
+        """A run of its own for a scene, which begins with the offline one's files."""
+        place = self.folder / scene
+        place.mkdir(parents=True, exist_ok=True)
+        _link(place / "dataset", self.data)
+        _link(place / "checkpoints", self.folder / "checkpoints")
+        first = place / "bundles" / OFFLINE
+        if not first.exists():
+            with atomic_directory(first) as folder:
+                shutil.copytree(self.folder / "bundles" / OFFLINE, folder, dirs_exist_ok=True)
+        if bundle.current(place / "bundles") is None:
+            bundle.set_current(place / "bundles", OFFLINE)
+        return place
+
+    def _row(
+        self,
+        scene: str,
+        phase: str,
+        episodes: Sequence[EpisodeSummary] = (),
+        updates: int = 0,
+    ) -> Row:
+        n = len(episodes)
+        return Row(
+            task=self.task,
+            method=self.method,
+            seed=self.seed,
+            scene=scene,
+            phase=phase,
+            settings=self.arguments.budget(),
+            n=n,
+            success=sum(episode.success for episode in episodes),
+            violation=sum(episode.violation for episode in episodes),
+            return_=sum(episode.return_ for episode in episodes) / max(n, 1),
+            cost=sum(episode.cost for episode in episodes) / max(n, 1),
+            updates=updates,
+            **_Clock(self.folder / TRAINED).spent,
+            made_by={"commit": commit(), "threads": self.arguments.threads}
+            | {"versions": versions(), "machine": machine()},
+        )
+
+
+class _Clock:
+    """What training has taken so far, in a file: what is done again after a kill counts once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        found = json.loads(path.read_bytes()) if path.exists() else {}
+        self.spent = {name: float(found.get(name, 0.0)) for name in ("seconds", "cpu_seconds")}
+        self._began = time.perf_counter(), time.process_time()
+
+    def note(self) -> None:
+        """Add the time since the last note."""
+        now = time.perf_counter(), time.process_time()
+        for name, before, after in zip(self.spent, self._began, now, strict=True):
+            self.spent[name] += after - before
+        self._began = now
+        write_atomic(self.path, json.dumps(self.spent).encode())
+
+
+def _link(path: Path, target: Path) -> None:
+    """A relative link, so that the folder of runs can be moved."""
+    if not path.is_symlink():
+        path.symlink_to(os.path.relpath(target, path.parent), target_is_directory=True)
+
+
+def commit() -> str:
+    """The commit of the code, `""` where it is not in a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def describe(row: Row) -> str:
+    """A measurement in one line."""
+    shares = f"success {console.percent(row.success, row.n)}"
+    shares += f", violation {console.percent(row.violation, row.n)}"
+    return (
+        f"{row.task}, {row.method} {row.seed}, {row.scene}, {row.phase}: {shares}, "
+        f"return {row.return_:.2f}, cost {row.cost:.2f}, n = {row.n}"
+    )

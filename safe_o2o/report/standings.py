@@ -1,0 +1,240 @@
+"""One table of what every method came to, beside the paper's figures.
+
+A line of the file is one measurement: a method and a seed, in a scene, before, during or after
+fine-tuning. Lines are added and never changed, so that an interrupted comparison loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from safe_o2o.errors import DataError
+from safe_o2o.files import storage_error
+from safe_o2o.intervals import wilson
+
+SEEN = "standard"
+PHASES = ("before", "during", "after")
+NAVIGATION = "safety_"
+"""Tasks of Safety-Gymnasium begin with it; they are judged by return and cost, not by success."""
+
+ROBOT = {
+    "obstacle shape": ((40, 50), (45, 40), (50, 30)),
+    "goal shape": ((30, 50), (35, 45), (35, 40)),
+    "number of obstacles": ((20, 60), (40, 40), (50, 30)),
+}
+"""FOSP, arXiv v1, table 2: success and violation in % before, during and after 40 steps of
+fine-tuning on the real arm, 20 tests each (fosp.md 6.2)."""
+PAPER = {
+    "safety_point_goal1": {
+        "dreamer": ((17.4, 82.3), (25.8, 85.1)),
+        "safedreamer": ((12.7, 1.5), (19.2, 0.02)),
+        "fosp": ((18.7, 1.4), (21.5, 0.2)),
+    },
+    "safety_point_button1": {
+        "dreamer": ((15.1, 167.7), (20.8, 157.9)),
+        "safedreamer": ((8.9, 10.2), (10.7, 4.5)),
+        "fosp": ((14.7, 9.5), (18.1, 2.1)),
+    },
+    "safety_point_push1": {
+        "dreamer": ((2.3, 30.9), (14.6, 26.3)),
+        "safedreamer": ((1.3, 17.8), (10.3, 0.12)),
+        "fosp": ((4.0, 18.1), (13.2, 0.1)),
+    },
+    "safety_point_goal2": {
+        "dreamer": ((9.5, 367.1), (18.9, 290.2)),
+        "safedreamer": ((3.6, 8.6), (12.7, 0.3)),
+        "fosp": ((8.1, 7.5), (13.5, 0.23)),
+    },
+    "safety_car_goal2": {
+        "dreamer": ((16.7, 231.0), (24.1, 287.9)),
+        "safedreamer": ((6.9, 0.7), (9.8, 0.09)),
+        "fosp": ((10.1, 1.6), (14.5, 0.07)),
+    },
+}
+"""FOSP, arXiv v1, table 1: return and cost an episode, offline and after fine-tuning, 1 M + 0.5 M
+steps, mean of 3 seeds (fosp.md 6.1)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        task: catalogue name.
+        method: who was measured.
+        seed: of data, layouts, networks and draws.
+        scene: variant of the task.
+        phase: `before`, `during` or `after` fine-tuning in that scene.
+        settings: everything else that was chosen, JSON-ready: what makes two rows comparable.
+        n: episodes.
+        success: how many of them reached the goal.
+        violation: how many of them had a cost.
+        return_: undiscounted return of each, mean.
+        cost: undiscounted cost of each, mean.
+        updates: gradient steps up to here.
+        seconds: wall time of the training behind it.
+        cpu_seconds: processor time of the same.
+        made_by: commit, versions and machine.
+    """
+
+    task: str
+    method: str
+    seed: int
+    scene: str
+    phase: str
+    settings: Mapping[str, Any]
+    n: int
+    success: int
+    violation: int
+    return_: float
+    cost: float
+    updates: int
+    seconds: float
+    cpu_seconds: float
+    made_by: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """What must differ between two lines of a file."""
+        named = [self.task, self.method, self.seed, self.scene, self.phase, self.settings]
+        return json.dumps(named, sort_keys=True)
+
+
+def read(path: str | Path) -> list[Row]:
+    """The measurements of a file, oldest first; none where there is no file yet.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(Row(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"line {number} is damaged ({error})", where=path, todo="remove that line"
+            ) from error
+    return rows
+
+
+def append(path: str | Path, row: Row) -> None:
+    """Add a line, whole or not at all; several processes may write to one file.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            file.write((json.dumps(asdict(row), sort_keys=True) + "\n").encode())
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def table(rows: Sequence[Row], task: str) -> str:
+    """Markdown: the task's measurements, seeds pooled, and the paper's figures.
+
+    Methods with other settings are other lines: nothing is pooled that was not made alike.
+    """
+    ours = [row for row in rows if row.task == task]
+    if not ours:
+        return f"Nothing was measured of {task} yet."
+    if task.startswith(NAVIGATION):
+        return _returns(ours, task)
+    return _rates(ours)
+
+
+def _groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """By method and settings, in the order of their first line."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        settings = {name: value for name, value in row.settings.items()}
+        found.setdefault((row.method, json.dumps(settings, sort_keys=True)), []).append(row)
+    return found
+
+
+def _rates(rows: Sequence[Row]) -> str:
+    scenes = list(dict.fromkeys(row.scene for row in rows if row.scene != SEEN))
+    head = ["method", "seeds", "n", "seen", *scenes, "updates", "training, min"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for (method, _), group in _groups(rows).items():
+        cells = [method, *_who(group), _rate(group, SEEN, "before")]
+        for scene in scenes:
+            cells.append(" → ".join(_rate(group, scene, phase, short=True) for phase in PHASES))
+        offline = [row for row in group if row.scene == SEEN]
+        cells += [_span(row.updates for row in offline)]
+        cells += [_span(row.seconds / 60 for row in offline)]
+        lines.append(_line(cells))
+    lines += ["", "Success/violation in %, 95 % Wilson intervals of the seen scene in brackets;"]
+    lines += ["unseen scenes: before → during → after fine-tuning.", ""]
+    lines += [_line(["the paper's arm (n 20)", "before", "during", "after"]), _line(["---"] * 4)]
+    for scene, figures in ROBOT.items():
+        lines.append(_line([scene, *(f"{s}/{v}" for s, v in figures)]))
+    return "\n".join(lines)
+
+
+def _returns(rows: Sequence[Row], task: str) -> str:
+    head = ["method", "seeds", "n", "offline R / C", "after R / C", "updates", "paper offline"]
+    lines = [_line([*head, "paper after"]), _line(["---"] * (len(head) + 1))]
+    for (method, _), group in _groups(rows).items():
+        paper = [f"{r:g} / {c:g}" for r, c in PAPER.get(task, {}).get(method, ())] or ["", ""]
+        cells = [method, *_who(group), _return(group, "before"), _return(group, "after")]
+        cells += [_span(row.updates for row in group), *paper]
+        lines.append(_line(cells))
+    lines += ["", "Return and cost an episode of 1000 frames: mean over episodes, ± over seeds."]
+    return "\n".join(lines)
+
+
+def _who(group: Sequence[Row]) -> list[str]:
+    """Its seeds, and episodes of a judgement."""
+    seeds = sorted({row.seed for row in group})
+    return [", ".join(map(str, seeds)), _span(row.n for row in group if row.phase != "during")]
+
+
+def _rate(group: Sequence[Row], scene: str, phase: str, short: bool = False) -> str:
+    found = [row for row in group if (row.scene, row.phase) == (scene, phase)]
+    n = sum(row.n for row in found)
+    if not n:
+        return "–"
+    parts = []
+    for count in (sum(row.success for row in found), sum(row.violation for row in found)):
+        low, high = wilson(count, n)
+        ends = "" if short else f" ({100 * low:.0f} to {100 * high:.0f})"
+        parts.append(f"{100 * count / n:.3g}{ends}")
+    return "/".join(parts)
+
+
+def _return(group: Sequence[Row], phase: str) -> str:
+    found = [row for row in group if row.phase == phase]
+    if not found:
+        return "–"
+    parts = []
+    for values in ([row.return_ for row in found], [row.cost for row in found]):
+        spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+        parts.append(f"{np.mean(values):.3g}{spread}")
+    return " / ".join(parts)
+
+
+def _span(values: Iterable[float]) -> str:
+    found = sorted({round(value) for value in values})
+    if not found:
+        return "–"
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
