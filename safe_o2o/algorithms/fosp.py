@@ -14,7 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from safe_o2o.algorithms.budgets import Budgets
 from safe_o2o.algorithms.duals import AugmentedLagrangian
+from safe_o2o.algorithms.fosp_actor import Duals
 from safe_o2o.algorithms.fosp_config import FospConfig
 from safe_o2o.algorithms.fosp_objectives import Objectives
 from safe_o2o.algorithms.fosp_policy import FospNet, FospPolicy
@@ -79,9 +81,16 @@ class Fosp:
                 for kind in KINDS
             }
         ).to(self.device)
+        self.budgets = Budgets(config.budget).to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.objectives = Objectives(
-            config, spec, self.net, self.slow, self.lagrangian, self.scale, self.generator
+            config,
+            spec,
+            self.net,
+            self.slow,
+            Duals(self.lagrangian, self.budgets),
+            self.scale,
+            self.generator,
         )
         self.step, self.online_step = 0, 0
         self._build_optimizers()
@@ -146,7 +155,7 @@ class Fosp:
             "model": (net.world_model, cfg.model_lr, cfg.model_eps),
             "actor": (net.actor, cfg.actor_lr, cfg.policy_eps),
             "critic": (
-                nn.ModuleList([net.critic, net.value["reward"], net.value["cost"]]),
+                nn.ModuleList([net.critic, *(net.value[k] for k in net.value if k != "reach")]),
                 cfg.critic_lr,
                 cfg.policy_eps,
             ),
@@ -206,6 +215,7 @@ class Fosp:
             "average": self.average.state_dict(),
             "base": self.base.state_dict() if self.base is not None else None,
             "lagrangian": self.lagrangian.state_dict(),
+            "budgets": self.budgets.state_dict(),
             "scale": self.scale.state_dict(),
             "optimizer": {name: o.state_dict() for name, o in self.optimizer.items()},
             "generator": self.generator.get_state(),
@@ -228,6 +238,7 @@ class Fosp:
         for name, optimizer in self.optimizer.items():
             optimizer.load_state_dict(state["optimizer"][name])
         self.lagrangian.load_state_dict(state["lagrangian"])
+        self.budgets.load_state_dict(state.get("budgets", {}))
         self.scale.load_state_dict(state["scale"])
         self.generator.set_state(state["generator"])
         self.step, self.online_step = int(state["step"]), int(state["online_step"])

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from safe_o2o.algorithms import losses
+from safe_o2o.algorithms.budgets import Budgets
 from safe_o2o.algorithms.duals import AugmentedLagrangian
 from safe_o2o.algorithms.fosp_config import FospConfig
-from safe_o2o.algorithms.fosp_policy import FospNet
+from safe_o2o.algorithms.fosp_policy import FospNet, cautious
 from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records, constant
 from safe_o2o.algorithms.world_model import Imagined
 from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
 from safe_o2o.nets.parallel import everywhere, largest, share, with_others
+
+
+@dataclass(frozen=True)
+class Duals:
+    """The multipliers that price costs.
+
+    Attributes:
+        lagrangian: of the cost constraint.
+        budgets: of what is tolerable on average.
+    """
+
+    lagrangian: AugmentedLagrangian
+    budgets: Budgets
 
 
 class ActorObjectives:
@@ -21,7 +37,7 @@ class ActorObjectives:
     Args:
         config: settings.
         net: the networks in training.
-        lagrangian: the cost constraint's multiplier.
+        duals: multipliers of the cost constraint and of the budgets.
         scale: normaliser of the advantages by kind.
     """
 
@@ -29,10 +45,11 @@ class ActorObjectives:
         self,
         config: FospConfig,
         net: FospNet,
-        lagrangian: AugmentedLagrangian,
+        duals: Duals,
         scale: nn.ModuleDict,
     ) -> None:
-        self.config, self.net, self.lagrangian, self.scale = config, net, lagrangian, scale
+        self.config, self.net, self.scale = config, net, scale
+        self.lagrangian, self.budgets = duals.lagrangian, duals.budgets
         self.read = Reading(config, net)
 
     def __call__(
@@ -60,7 +77,7 @@ class ActorObjectives:
             loss = self._regression(which, said, feature, data, target, metrics)
         else:
             assert imagined is not None
-            loss = self._imagined(which, imagined, metrics)
+            loss = self._imagined(which, imagined, said, data, metrics)
         if self.config.penalty == "none":
             return loss
         return loss + self._penalty(feature, data, imagined, metrics)
@@ -79,7 +96,7 @@ class ActorObjectives:
         now, action = feature[:, :-1], data.action[:, :-1]
         valid = data.pairs.valid * data.actor_mask[:, :-1]
         weight = (
-            self._weight(said, data, target, valid)
+            self._weight(said, data, target, valid, metrics)
             if which == "weighted"
             else torch.ones_like(valid)
         )
@@ -95,7 +112,12 @@ class ActorObjectives:
 
     @torch.no_grad()
     def _weight(
-        self, said: Estimates, data: Records, target: dict[str, Tensor], valid: Tensor
+        self,
+        said: Estimates,
+        data: Records,
+        target: dict[str, Tensor],
+        valid: Tensor,
+        metrics: dict[str, Tensor],
     ) -> Tensor:
         """Weights of the recorded pairs `[B, T-1]`."""
         cfg, read = self.config, self.read
@@ -112,12 +134,80 @@ class ActorObjectives:
         if cfg.weight == "sum":
             u = read.u(read.v("reach", said))
             weight = losses.offline_weight(u, advantage["reward"], advantage["cost"], cfg.beta)
+            weight = self._within_budget(weight, said, data, target, valid, metrics)
             return weight.clamp(max=cfg.weight_clip)
         weight = torch.exp(cfg.beta * advantage["reward"]).clamp(max=cfg.weight_clip)
         weight = weight * read.u(read.q("reach", said)).pow(cfg.gate_power)
+        weight = self._within_budget(weight, said, data, target, valid, metrics)
         return weight / everywhere(losses.masked_mean(weight, valid)).clamp(min=1e-6)
 
-    def _imagined(self, which: str, imagined: Imagined, metrics: dict[str, Tensor]) -> Tensor:
+    @torch.no_grad()
+    def _within_budget(
+        self,
+        weight: Tensor,
+        said: Estimates,
+        data: Records,
+        target: dict[str, Tensor],
+        valid: Tensor,
+        metrics: dict[str, Tensor],
+    ) -> Tensor:
+        """Weights `[B, T-1]` with the price of every budget on them, and a step of the prices."""
+        if not self.budgets:
+            return weight
+        read, q, advantage = self.read, {}, {}
+        for kind, budget in self.budgets.items():
+            q[kind] = read.q(kind, said)
+            said_of_it = q[kind] if self.config.advantage == "q" else target[kind]
+            advantage[kind] = said_of_it - read.v(kind, said)
+            budget.scale.update(advantage[kind], data.pairs.valid)
+        weight = weight * torch.exp(-self.budgets.price(advantage)).clamp(
+            max=self.config.weight_clip
+        )
+        total = everywhere(losses.masked_mean(weight, valid)).clamp(min=1e-6)
+        weighted = {kind: losses.masked_mean(weight * x, valid) / total for kind, x in q.items()}
+        self.budgets.settle(*self._logged(q, data), weighted, metrics)
+        return weight
+
+    def _logged(
+        self, q: dict[str, Tensor], data: Records
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Means over the data of what has a budget and of its critics, this process's shares."""
+        valid = data.pairs.valid
+        cost = {kind: losses.masked_mean(data.x[kind][:, 1:], valid) for kind in q}
+        return cost, {kind: losses.masked_mean(x, valid) for kind, x in q.items()}
+
+    def _price_ahead(
+        self, imagined: Imagined, said: Estimates, data: Records, metrics: dict[str, Tensor]
+    ) -> Tensor:
+        """Price of the imagined actions `[H, N]`, differentiable in them; a step of all prices."""
+        state = imagined.feature[:-1]
+        cont = imagined.cont[:-1]
+        ahead: dict[str, Tensor] = {}
+        advantage: dict[str, Tensor] = {}
+        for kind, budget in self.budgets.items():
+            with constant(self.net.critic[kind]):
+                ahead[kind] = cautious(kind, self.net.critic[kind](state, imagined.action))
+            with torch.no_grad():
+                value = self.net.value[kind](state)[0]
+                budget.scale.update(ahead[kind] - value, torch.ones_like(value))
+            advantage[kind] = ahead[kind] - value
+        price = self.budgets.price(advantage)
+        with torch.no_grad():
+            q = {kind: self.read.q(kind, said) for kind in self.budgets}
+            weight = losses.imagination_weight(cont, self.config.budget.discount)
+            total = everywhere(losses.mean(weight)).clamp(min=1e-6)
+            weighted = {kind: losses.mean(weight * x.detach()) / total for kind, x in ahead.items()}
+            self.budgets.settle(*self._logged(q, data), weighted, metrics)
+        return price
+
+    def _imagined(
+        self,
+        which: str,
+        imagined: Imagined,
+        said: Estimates,
+        data: Records,
+        metrics: dict[str, Tensor],
+    ) -> Tensor:
         """-E[gain] - eta H along imagined rollouts (fosp.md 4.2).
 
         `imagined`: u A^r - (1 - u) A^c, pathwise; `score`: the same as a weight of log pi;
@@ -129,6 +219,8 @@ class ActorObjectives:
         if which != "reward":
             u, cost = self.read.feasible(state), self._advantage(imagined, "cost")
             gain = losses.online_weight(u, gain, cost, cfg.beta)
+        if self.budgets:
+            gain = gain - self._price_ahead(imagined, said, data, metrics)
         with torch.no_grad():
             weight = losses.imagination_weight(imagined.cont[:-1], cfg.discount_reward)
         mean, std = actor(state.detach())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from safe_o2o.algorithms.budgets import BudgetConfig
 from safe_o2o.algorithms.world_model import WorldModelConfig
 from safe_o2o.errors import ConfigError
 
@@ -157,6 +158,8 @@ class FospConfig:
     total_updates: int = 125_000
     average_rate: float = 0.0
     """rate of the weight average that is deployed; 0 deploys the raw weights (paper)"""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """limits on filter interventions and contact force (not in the paper)"""
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
     seed: int = 0

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from safe_o2o.algorithms import losses
-from safe_o2o.algorithms.duals import AugmentedLagrangian
-from safe_o2o.algorithms.fosp_actor import ActorObjectives
+from safe_o2o.algorithms.fosp_actor import ActorObjectives, Duals
 from safe_o2o.algorithms.fosp_config import IMAGINED, FospConfig
 from safe_o2o.algorithms.fosp_policy import FospNet, cautious, stack_images, stack_vectors
 from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records, constant
 from safe_o2o.algorithms.world_model import Imagined, Observed
 from safe_o2o.data.batch import Batch
+from safe_o2o.errors import DataError
 from safe_o2o.nets.parallel import Draws, own, world
 from safe_o2o.nets.precision import training_arithmetic
 from safe_o2o.nets.rssm import Latent
@@ -27,7 +27,7 @@ class Objectives:
         spec: observation and action spec.
         net: the networks in training.
         slow: slow copies of critics and values, keys `critic` and `value`.
-        lagrangian: the cost constraint's multiplier.
+        duals: multipliers of the cost constraint and of the budgets.
         scale: normaliser of the advantages by kind.
         generator: source of all samples.
 
@@ -41,14 +41,15 @@ class Objectives:
         spec: Spec,
         net: FospNet,
         slow: nn.ModuleDict,
-        lagrangian: AugmentedLagrangian,
+        duals: Duals,
         scale: nn.ModuleDict,
         generator: torch.Generator,
     ) -> None:
         self.config, self.spec, self.net, self.slow = config, spec, net, slow
         self.generator, self.device = generator, generator.device
         self.read = Reading(config, net)
-        self.actor = ActorObjectives(config, net, lagrangian, scale)
+        self.actor = ActorObjectives(config, net, duals, scale)
+        self.kinds = (*KINDS, *config.budget.limits)
         self.online = False
 
     def __call__(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -138,13 +139,24 @@ class Objectives:
             image=image,
             vector=stack_vectors(observation, batch.obs),
             action=batch.action,
-            x={"reward": batch.reward, "cost": batch.cost},
+            x={"reward": batch.reward, "cost": batch.cost} | self._budgeted(batch),
             terminated=terminated.float(),
             is_first=batch.is_first.float(),
             mask=mask,
             actor_mask=actor_mask.float(),
             pairs=losses.transition_pairs(batch.is_first, terminated, batch.mask),
         )
+
+    def _budgeted(self, batch: Batch) -> dict[str, Tensor]:
+        """What has a budget, on arrival `[B, T]`, as reward and cost are."""
+        found: dict[str, Tensor] = {}
+        for name in self.config.budget.limits:
+            column = batch.verdict if name == "intervention" else batch.force
+            if column is None:
+                raise DataError(f"the batch does not say what budget.{name} limits", where="batch")
+            caused = (column > 0).float() if name == "intervention" else column
+            found[name] = nn.functional.pad(caused[:, :-1], (1, 0))
+        return found
 
     def imagine(self, seen: Observed, data: Records) -> Imagined:
         """Rollouts of the actor from the posterior states, or from some of them."""
@@ -168,7 +180,7 @@ class Objectives:
     def critic_targets(self, feature: Tensor, data: Records) -> dict[str, Tensor]:
         """Targets of Q at the recorded pairs `[B, T-1]`, by kind."""
         cfg, target = self.config, {}
-        for kind in KINDS:
+        for kind in self.kinds:
             if cfg.critic_target == "recorded":
                 value = self.slow["value"][kind](feature)[0]
                 target[kind] = losses.recorded_lambda_return(
@@ -193,16 +205,17 @@ class Objectives:
         cfg, read, zero = self.config, self.read, data.mask.new_zeros(())
         now, action, valid = said.feature, data.action[:, :-1], data.pairs.valid
         total = zero
-        for kind in KINDS:
+        for kind in self.kinds:
             q = read.q(kind, said)
             q_loss = value_loss = zero
-            if self.replays:
+            dreamt = kind in KINDS  # the model predicts reward and cost, nothing that has a budget
+            if self.replays or not dreamt:
                 q_loss = self._q_loss(kind, said.q[kind], now, action, target[kind], valid)
-            if cfg.value_data != "imagined":
+            if cfg.value_data != "imagined" or not dreamt:
                 goal = q if cfg.value_target == "q" else target[kind]
                 nll = self._value_nll(kind, said.v[kind], goal)
                 value_loss = losses.masked_mean(nll, valid)
-            if imagined is not None:
+            if imagined is not None and dreamt:
                 more = self._imagined_critics(kind, imagined)
                 q_loss, value_loss = q_loss + more[0], value_loss + more[1]
             metrics[f"critic/{kind}_loss"] = q_loss.detach()
@@ -263,7 +276,8 @@ class Objectives:
     def _value_nll(self, kind: str, raw: Tensor, goal: Tensor) -> Tensor:
         """Expectile of Q (or of the returns) in the likelihood of the output (T7, T7b)."""
         cfg, value = self.config, self.net.value[kind]
-        expectile = cfg.expectile_reward if kind == "reward" else cfg.expectile_cost
+        # What is tolerable on average is judged by its mean.
+        expectile = {"reward": cfg.expectile_reward, "cost": cfg.expectile_cost}.get(kind, 0.5)
         weight = losses.expectile_weight(goal - value.decode(raw)[0].detach(), expectile)
         return weight * value.nll(raw, goal)[0]
 

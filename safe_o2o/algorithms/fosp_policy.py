@@ -82,20 +82,14 @@ class FospNet(nn.Module):
         output, members = config.critic_output, config.ensemble
         self.action_dim = dim
         self.actor = self.new_actor()
+        outputs = {"reward": output, "cost": output, "reach": "probability"}
+        outputs |= dict.fromkeys(config.budget.limits, output)
         self.critic = nn.ModuleDict(
-            {
-                "reward": Critic(size, dim, hidden, output, members),
-                "cost": Critic(size, dim, hidden, output, members),
-                "reach": Critic(size, dim, hidden, "probability", members),
-            }
+            {kind: Critic(size, dim, hidden, out, members) for kind, out in outputs.items()}
         )
+        # Of `reach`: the reachability estimation function p(s), probability of ever violating.
         self.value = nn.ModuleDict(
-            {
-                "reward": Critic(size, 0, hidden, output),
-                "cost": Critic(size, 0, hidden, output),
-                # The reachability estimation function p(s): probability of ever violating.
-                "reach": Critic(size, 0, hidden, "probability"),
-            }
+            {kind: Critic(size, 0, hidden, out) for kind, out in outputs.items()}
         )
 
     @property

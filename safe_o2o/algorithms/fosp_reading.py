@@ -72,7 +72,9 @@ class Reading:
         self.config, self.net = config, net
 
     def discount(self, kind: str) -> float:
-        """Per-step discount of reward or cost."""
+        """Per-step discount of reward, cost, or what has a budget."""
+        if kind in self.config.budget.limits:
+            return self.config.budget.discount
         return self.config.discount_reward if kind == "reward" else self.config.discount_cost
 
     def imagined_return(self, imagined: Imagined, kind: str) -> Tensor:

@@ -62,6 +62,7 @@ class Batch:
         proposed_action: what the policy asked for `[B, T, A]` float32, aligned with `action`.
         verdict: the filter's strictest verdict on the action `[B, T]` uint8, aligned with `action`.
         source: who proposed the action `[B, T]` uint8, aligned with `action`.
+        force: largest contact force during the action, N, `[B, T]` float32, aligned with `action`.
         index: where each record came from; None for a batch that no replay made.
         actor_mask: records whose action a policy may imitate `[B, T]` bool; None allows every one
             of `action_mask`.
@@ -80,6 +81,7 @@ class Batch:
     proposed_action: Tensor | None = None
     verdict: Tensor | None = None
     source: Tensor | None = None
+    force: Tensor | None = None
     index: Index | None = None
     actor_mask: Tensor | None = None
 
