@@ -247,6 +247,10 @@ class Task(Protocol):
         """Reward, cost and `terminated` since the last call."""
         ...
 
+    def contact_force(self) -> float:
+        """Largest contact force since the last call, N; NaN where nobody measures it."""
+        ...
+
 
 class Env(Protocol):
     """Robot + task + filter, or any simulator directly."""

@@ -6,6 +6,7 @@ with a `CertifiedCommand`), only that is written, and what was executed is recor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -136,6 +137,7 @@ class Transition:
         margin: smallest filter margin over the control ticks of this step.
         source: who proposed.
         stamp: stamp of `obs`, s.
+        force: largest contact force during the action, N; NaN where nobody measured it.
     """
 
     obs: Observation
@@ -150,6 +152,7 @@ class Transition:
     margin: float = 1.0
     source: Source = Source.POLICY
     stamp: float = 0.0
+    force: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,7 @@ class Step:
         reason: the filter's reason for it.
         margin: smallest filter margin over the control ticks of this step.
         stamp: stamp of `obs`, s.
+        force: largest contact force during the action, N; NaN where nobody measured it.
         info: extras for logs and reports, JSON-ready.
     """
 
@@ -180,4 +184,5 @@ class Step:
     reason: str = ""
     margin: float = 1.0
     stamp: float = 0.0
+    force: float = math.nan
     info: Mapping[str, Any] = field(default_factory=dict)

@@ -62,7 +62,8 @@ class Batch:
         proposed_action: what the policy asked for `[B, T, A]` float32, aligned with `action`.
         verdict: the filter's strictest verdict on the action `[B, T]` uint8, aligned with `action`.
         source: who proposed the action `[B, T]` uint8, aligned with `action`.
-        force: largest contact force during the action, N, `[B, T]` float32, aligned with `action`.
+        force: largest contact force during the action, N, `[B, T]` float32, aligned with `action`;
+            NaN where nobody measured it.
         index: where each record came from; None for a batch that no replay made.
         actor_mask: records whose action a policy may imitate `[B, T]` bool; None allows every one
             of `action_mask`.

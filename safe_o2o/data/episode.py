@@ -10,6 +10,8 @@ T transitions and T + 1 observations. Arrays of the file, in *transition* alignm
     verdict, source                [T] uint8
     reason                         [T] uint16        row of the metadata's table `reasons`
     stamp                          [T + 1] float64   of each observation, s
+    force                          [T] float32       largest contact force, N; NaN: not measured.
+                                                     Left out where no transition has one
 
 Everything else is JSON under the metadata key `episode`. The bytes are a function of the content
 alone: no clock, no random name, so that the same seed gives the same file.
@@ -46,6 +48,7 @@ _STEP_DTYPES = {
     "source": "uint8",
     "reason": "uint16",
 }
+FORCE = "force"
 
 
 class SchemaVersionError(DataError):
@@ -173,6 +176,8 @@ class Episode:
             expected[name] = ("float32", (steps, spec.action.dim))
         expected |= {name: (dtype, (steps,)) for name, dtype in _STEP_DTYPES.items()}
         expected["stamp"] = ("float64", (steps + 1,))
+        if FORCE in self._file.layout:
+            expected[FORCE] = ("float32", (steps,))
         found = {name: (dtype.name, shape) for name, (dtype, shape, _) in self._file.layout.items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
@@ -232,6 +237,13 @@ class Episode:
         return {name: self.array(f"obs.{name}") for name in self.spec.observation.arrays}
 
     @property
+    def force(self) -> Array:
+        """Largest contact force of each transition `[T]`, N; NaN where nobody measured it."""
+        if FORCE in self._file.layout:
+            return self.array(FORCE)
+        return np.full(len(self), np.nan, np.float32)
+
+    @property
     def reasons(self) -> list[str]:
         """The filter's reason of each transition, `""` where the proposal passed."""
         table = self.metadata["reasons"]
@@ -254,7 +266,7 @@ class Episode:
 
     def transitions(self) -> list[Transition]:
         """The episode as the recorder got it, arrays copied."""
-        obs, reasons = self.obs, self.reasons
+        obs, reasons, force = self.obs, self.reasons, self.force
         column = {name: self.array(name) for name in (*_STEP_DTYPES, "stamp")}
         return [
             Transition(
@@ -270,6 +282,7 @@ class Episode:
                 margin=float(column["margin"][t]),
                 source=Source(int(column["source"][t])),
                 stamp=float(column["stamp"][t]),
+                force=float(force[t]),
             )
             for t in range(len(self))
         ]
@@ -316,10 +329,15 @@ def _stack(
     for name, dtype in _STEP_DTYPES.items():
         column = [row_of[t.reason] if name == "reason" else getattr(t, name) for t in transitions]
         arrays[name] = np.asarray(column, dtype)
+    force = np.asarray([t.force for t in transitions], np.float32)
+    if not np.isnan(force).all():
+        arrays[FORCE] = force
     arrays["stamp"] = np.asarray([*(t.stamp for t in transitions), final_stamp], np.float64)
     for name in ("action", "reward", "cost", "stamp"):
         if not np.isfinite(arrays[name]).all():
             raise DataError(f"{name} is not finite", where=path, todo="check what produces it")
+    if not (np.isnan(force) | (np.isfinite(force) & (force >= 0))).all():
+        raise DataError("force is negative or infinite", where=path, todo="check what produces it")
     if not (arrays["cost"] >= 0).all():
         raise DataError("cost is negative", where=path, todo="a cost is 0 or more")
     if (arrays["terminated"] | arrays["truncated"])[:-1].any():

@@ -19,6 +19,8 @@ from safe_o2o.errors import ConfigError, DataError
 from safe_o2o.spaces import Spec
 from safe_o2o.types import Array
 
+_WITH_ACTION = ("action", "proposed_action", "verdict", "source", "margin")
+
 
 def align(episode: Episode, start: int, stop: int) -> dict[str, Array]:
     """Turn transitions `start..stop-1` into `stop - start + 1` records (images left out).
@@ -29,15 +31,15 @@ def align(episode: Episode, start: int, stop: int) -> dict[str, Array]:
 
     Returns:
         `obs.<vector>`, action, proposed_action, reward, cost, margin, terminated, truncated,
-        is_first, action_mask, verdict, source, each `[N, ...]`.
+        is_first, action_mask, verdict, source, force, each `[N, ...]`.
     """
     count = stop - start + 1
     records: dict[str, Array] = {
         f"obs.{name}": np.array(episode.array(f"obs.{name}")[start : stop + 1])
         for name in episode.spec.observation.vector_names
     }
-    for name in ("action", "proposed_action", "verdict", "source", "margin"):
-        column = episode.array(name)
+    columns = {name: episode.array(name) for name in _WITH_ACTION} | {"force": episode.force}
+    for name, column in columns.items():
         records[name] = np.zeros((count, *column.shape[1:]), column.dtype)
         records[name][:-1] = column[start:stop]
     for name in ("reward", "cost", "terminated", "truncated"):

@@ -93,6 +93,7 @@ class RobotEnv:
         record, times = self.loop.run(proposal, self.ticks)
         after = self._state = self.robot.read()
         reward, cost, terminated = self.task.outcome()
+        force = self.task.contact_force()
         self._steps += 1
         truncated = not terminated and self._steps >= self.task.max_steps
         self._running = not (terminated or truncated)
@@ -118,6 +119,7 @@ class RobotEnv:
             margin=record.margin,
             # Rounded so that equal instants are equal numbers, whenever the episode began.
             stamp=round(after.stamp - self._began, 9),
+            force=force,
             info={
                 "success": terminated and reward > 0.0,
                 "violation": cost > 0.0,

@@ -98,6 +98,7 @@ def rollout(
                 margin=step.margin,
                 source=source,
                 stamp=before.stamp,
+                force=step.force,
             )
             if recorder is not None:
                 recorder.append(transition)

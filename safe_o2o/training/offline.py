@@ -16,7 +16,7 @@ from safe_o2o import config as settings
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.replay import SequenceReplay, TransitionReplay
 from safe_o2o.data.statistics import Statistics
-from safe_o2o.errors import CheckpointError, ConfigError, MissingDependencyError
+from safe_o2o.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
 from safe_o2o.nets import parallel
 from safe_o2o.training import checkpoint
 from safe_o2o.training.group import is_first, process_group, rows_of
@@ -86,17 +86,32 @@ def split(dataset: Dataset, every: int) -> tuple[Dataset, Dataset]:
 def make_replay(
     algorithm: Any, datasets: Dataset | list[Dataset], seed: int, cost_fraction: float = 0.0
 ) -> SequenceReplay | TransitionReplay:
-    """The replay that an algorithm wants."""
-    size = algorithm.config.batch_size
+    """The replay that an algorithm wants.
+
+    Raises:
+        DataError: contact force has a budget, and an episode does not say it.
+    """
+    config = algorithm.config
+    size = config.batch_size
+    replay: SequenceReplay | TransitionReplay
     if algorithm.wants == "transitions":
-        return TransitionReplay(datasets, batch_size=size, seed=seed, cost_fraction=cost_fraction)
-    return SequenceReplay(
-        datasets,
-        length=algorithm.config.sequence_length,
-        batch_size=size,
-        seed=seed,
-        cost_fraction=cost_fraction,
-    )
+        replay = TransitionReplay(datasets, batch_size=size, seed=seed, cost_fraction=cost_fraction)
+    else:
+        replay = SequenceReplay(
+            datasets,
+            length=config.sequence_length,
+            batch_size=size,
+            seed=seed,
+            cost_fraction=cost_fraction,
+        )
+    limits = config.budget.limits if hasattr(config, "budget") else {}
+    if "force" in limits and any(np.isnan(part).any() for part in replay.episode_arrays("force")):
+        raise DataError(
+            "contact force has a budget, but nobody measured it",
+            where=(datasets if isinstance(datasets, Dataset) else datasets[0]).directory,
+            todo="leave budget.force out, or record with a robot that measures it",
+        )
+    return replay
 
 
 def train_offline(
