@@ -68,7 +68,7 @@ def footprint(block: Block) -> float:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_layouts_are_clear_of_start_goal_and_each_other_over_the_whole_motion(variant: str) -> None:
     low, high = np.array(WORKSPACE)
-    for layout in layouts(variant, 150):
+    for layout in layouts(variant, 100):
         scene, start = layout.scene, np.array(layout.tool)
         goal = np.array(scene.goal.position)
         assert ((low < start) & (start < high)).all()
