@@ -32,6 +32,7 @@ GRAPH = yaml.safe_load((FOLDER / "graphs" / "twin.yaml").read_text())
 ARGUMENTS = {
     "bundles": ("", "folder of versioned policy bundles, or one bundle (absolute path)"),
     "run_dir": ("runs/ros", "where episodes, latency and logs of this run go"),
+    "task": ("safe_reach", "catalogue name of the task"),
     "variant": ("standard", "scene variant of the task"),
     "speed": ("1.0", "twin time per wall time"),
     "first_seed": ("0", "seed of the first layout"),
@@ -64,6 +65,7 @@ def overrides():
     rounds_matter = PythonExpression(["'", size, "' if '", learner, "'.lower() == 'true' else '0'"])
     return {
         "robot_node": {
+            "task": value("task"),
             "variant": value("variant"),
             "speed": value("speed", float),
             "first_seed": value("first_seed", int),

@@ -20,6 +20,7 @@ algorithms: dict[str, str] = dict(
 tasks: dict[str, str] = dict(
     reach_place="safe_o2o_sim.tasks.reach_place:ReachPlace",
     safe_reach="safe_o2o_sim.tasks.safe_reach:SafeReach",
+    safe_reach_2="safe_o2o_sim.tasks.safe_reach_2:SafeReach2",
 )
 behaviors: dict[str, str] = dict(
     expert="safe_o2o_sim.tasks.safe_reach_behaviors:Expert",

@@ -11,9 +11,15 @@ import pytest
 for needed in ("pybullet", "torch", "onnxruntime"):
     pytest.importorskip(needed)
 
-from safe_o2o import bundle  # noqa: E402
+from safe_o2o import bundle, catalog  # noqa: E402
 from safe_o2o.data.dataset import Dataset  # noqa: E402
-from safe_o2o.errors import BundleError, ConfigError, DataError, MissingDependencyError  # noqa: E402
+from safe_o2o.errors import (  # noqa: E402
+    BundleError,
+    ConfigError,
+    DataError,
+    MissingDependencyError,
+    UnknownNameError,
+)
 from safe_o2o.runtime import deployment  # noqa: E402
 from safe_o2o.runtime.deployment import DeployConfig, deploy, read_episode_lines  # noqa: E402
 from safe_o2o.runtime.latency import StageLatency, read_summaries  # noqa: E402
@@ -69,6 +75,26 @@ def test_one_process_records_learns_swaps_and_resumes(run) -> None:
     assert {"inference", "ik", "filter", "camera_render"} <= set(table)
     done = deploy(run, rounds=3, seed=7, **settings)
     assert len(done.episodes) == 3 and CopyingTuner.asked == [0, 1, 2]
+
+
+def test_another_task_is_deployed_by_name_and_an_unknown_one_refused(run) -> None:
+    settings = dict(bundles=run / "bundles", episodes=1, seed=7, ros=False)
+    with pytest.raises(UnknownNameError, match="did you mean 'safe_reach_2'"):
+        deploy(run, task="safe_reach2", **settings)
+    deploy(run, task="safe_reach_2", variant="number", **settings)
+    (episode,) = Dataset(run / "online")
+    assert (episode.meta.task, episode.meta.variant) == ("safe_reach_2", "number")
+    assert len(episode) <= 60
+
+
+def test_the_task_is_the_named_one_or_that_of_the_offline_data(run) -> None:
+    from safe_o2o.cli.deploy import task_of
+
+    assert task_of(run, None) == "safe_reach"
+    spec = catalog.load("task", "safe_reach_2").config_class().spec()
+    Dataset.create(run / "dataset", spec, task="safe_reach_2")
+    assert task_of(run, None) == "safe_reach_2"
+    assert task_of(run, "safe_reach") == "safe_reach"
 
 
 def test_where_ros_is_missing_one_line_says_so_and_insisting_is_refused(run, monkeypatch) -> None:

@@ -69,6 +69,42 @@ def test_another_scene_is_not_passed_off_as_this_one(recorded, changes) -> None:
         assert closeup(recorded(**changes)) is None
 
 
+def test_what_moves_is_where_it_was_by_the_clock_of_the_recording(tmp_path) -> None:
+    """An episode of level 2 on a clock that ran before it, first seen a second after it began."""
+    pytest.importorskip("safe_o2o_sim.make")
+    from safe_o2o_sim.make import make_env
+
+    env = make_env("safe_reach_2")
+    dataset = Dataset.create(tmp_path / "d", env.spec, task="safe_reach_2")
+    still = np.zeros(3, np.float32)
+    try:
+        steps = [env.reset(SEED)]
+        (motion,) = (b.motion for b in env.task.layout.scene.obstacles if b.motion is not None)
+        while steps[-1].stamp < 1.0 + 0.5 * motion.period:
+            steps.append(env.step(still))
+    finally:
+        env.close()
+    steps = steps[5:]
+    transitions = [
+        Transition(step.obs, still, still, 0.0, 0.0, False, last, stamp=7.0 + step.stamp)
+        for step, last in zip(steps[:-1], [False] * (len(steps) - 2) + [True], strict=True)
+    ]
+
+    def write(began):
+        meta = EpisodeMeta("safe_reach_2", "standard", "test", SEED, {"began": began})
+        dataset.append(transitions, steps[-1].obs, 7.0 + steps[-1].stamp, meta)
+        return dataset[len(dataset) - 1]
+
+    with CloseUp(64) as closeup:
+        found = closeup(write(7.0))
+        assert found is not None
+        # At the recorded size the close-up is the recording, but for an elbow found a little off.
+        assert (np.abs(found.astype(int) - [s.obs["image"] for s in steps]).max(-1) > 48).mean() < (
+            0.005
+        )
+        assert closeup(write(7.0 - 0.5 * motion.period)) is None
+
+
 def test_unknown_variant_has_no_close_up(recorded) -> None:
     with CloseUp(64) as closeup:
         assert closeup(recorded(variant="mars")) is None

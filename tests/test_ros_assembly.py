@@ -27,6 +27,7 @@ SPEC = Spec(
 def status(stamp, reward=0.0, cost=0.0, verdict=0, reason="", margin=1.0, episode=0, seed=5):
     return TaskStatus(
         stamp=stamp,
+        began=0.25,
         episode=episode,
         seed=seed,
         variant="hard",
@@ -134,6 +135,7 @@ def test_every_interleaving_of_the_two_streams_gives_the_episode_that_happened(d
         assert episode.success and episode.meta.seed == 5 and episode.meta.variant == "hard"
         assert episode.meta.behavior == "policy v000001"
         assert episode.meta.provenance["round"] == 3
+        assert episode.meta.provenance["began"] == 0.25
         assert episode.array("obs.x")[:, 0].tolist() == pytest.approx([0.0, 0.01, 0.03])
 
 

@@ -25,6 +25,7 @@ for needed, how in (
     pytest.importorskip(needed, reason=f"{needed} is not installed ({how})")
 
 from safe_o2o.data.dataset import Dataset  # noqa: E402
+from safe_o2o.report.closeup import CloseUp  # noqa: E402
 from safe_o2o.runtime.deployment import DeployReport, deploy, read_episode_lines  # noqa: E402
 from safe_o2o.runtime.process_group import PARENT_VARIABLE, DeploymentError  # noqa: E402
 from tests.standin_policy import standin_bundles  # noqa: E402
@@ -105,6 +106,23 @@ def test_the_graph_does_what_one_process_does_and_goes_on_where_it_stopped(tmp_p
         assert told[0] == [0.0, 0.0, 0.0]
         assert np.abs(np.array(told[1:]) - episode.array("action")[:-1]).max() < 1e-5
         assert all("risk" in output for output in line["outputs"])
+
+
+def test_level_2_over_ros_shows_what_moves_where_the_clock_says(tmp_path, bundles):
+    """The twin's clock runs on over the episodes, and the camera lives in another process."""
+    report = run(tmp_path / "ros", bundles, episodes=2, task="safe_reach_2")
+    assert report.ros and len(report.episodes) >= 2
+    began = []
+    with CloseUp(64) as closeup:
+        for episode in Dataset(tmp_path / "ros" / "online"):
+            assert episode.meta.task == "safe_reach_2"
+            began.append(episode.meta.provenance["began"])
+            # Rendered again from layout, poses and clock alone it looks like what was recorded.
+            again = closeup(episode)
+            assert again is not None
+            off = np.abs(again.astype(int) - episode.array("obs.image")).max(-1) > 48
+            assert off.mean() < 0.005
+    assert began[0] < began[1] - 1.0
 
 
 LEARNER = '''

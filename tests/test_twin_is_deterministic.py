@@ -39,24 +39,25 @@ def digest(env, behavior, seed: int) -> str:  # type: ignore[no-untyped-def]
         step = env.step(behavior.act(step.obs))
 
 
-def fresh(seed: int = 7) -> str:
-    env = make_env()
+def fresh(task: str, seed: int = 7) -> str:
+    env = make_env(task)
     try:
         return digest(env, Unsafe(env.task), seed)
     finally:
         env.close()
 
 
-def test_an_episode_is_the_same_after_other_episodes_and_in_another_process() -> None:
-    here = fresh()
-    code = "from tests.test_twin_is_deterministic import fresh; print(fresh())"
+@pytest.mark.parametrize("task", ["safe_reach", "safe_reach_2"])
+def test_an_episode_is_the_same_after_other_episodes_and_in_another_process(task: str) -> None:
+    here = fresh(task)
+    code = f"from tests.test_twin_is_deterministic import fresh; print(fresh({task!r}))"
     root = Path(__file__).resolve().parent.parent
     there = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert there.stdout == f"{here}\n"
     assert "pybullet build time" not in there.stderr
-    env = make_env()
+    env = make_env(task)
     behaviors = [kind(env.task) for kind in (Expert, Unsafe, RandomWalk)]
     for seed in range(6):
         digest(env, behaviors[seed % 3], 100 + seed)

@@ -30,7 +30,7 @@ class SceneMaker:
     imports: ClassVar = (
         "safe_o2o_sim.make",
         "safe_o2o_sim.pybullet_twin",
-        "safe_o2o_sim.tasks.safe_reach",
+        "safe_o2o_sim.tasks.safe_reach_2",
         "safe_o2o_sim.twin_camera",
     )
     """What takes long to import, for workers to share; nothing that starts a thread may be here."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from safe_o2o.cli import console
 from safe_o2o.cli.parse import parse
 from safe_o2o.cli.seeds import episode_seeds
+from safe_o2o.data.dataset import Dataset
 from safe_o2o.runtime.deployment import DeployReport, deploy
 from safe_o2o.training.evaluate import summarize
 
@@ -21,6 +22,7 @@ class Arguments:
         run: the run's folder; episodes go to RUN/online, latencies to RUN/deploy/latency.json.
         bundles: a bundle or a folder of versions (default: RUN/bundles).
         episodes: recorded episodes wanted in all.
+        task: catalogue name of the task (default: that of RUN/dataset, else safe_reach).
         variant: scene variant.
         speed: twin time per wall time; 1 is real time.
         seed: which layouts; collected and evaluated episodes never share them.
@@ -30,6 +32,7 @@ class Arguments:
     run: Path
     bundles: Path | None = None
     episodes: int = 10
+    task: str | None = None
     variant: str = "standard"
     speed: float = 1.0
     seed: int = 0
@@ -44,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
             arguments.run,
             bundles=arguments.bundles or arguments.run / "bundles",
             episodes=arguments.episodes,
+            task=task_of(arguments.run, arguments.task),
             variant=arguments.variant,
             speed=arguments.speed,
             seed=episode_seeds("online", arguments.seed, 1)[0],
@@ -51,6 +55,18 @@ def main(argv: Sequence[str]) -> None:
             progress=progress,
         )
     print(describe(report))
+
+
+def task_of(run: Path, named: str | None) -> str:
+    """The named task, or that of the run's offline data, or `safe_reach`.
+
+    Raises:
+        DataError: the run's dataset is damaged.
+    """
+    if named is not None:
+        return named
+    dataset = run / "dataset"
+    return Dataset(dataset).task if (dataset / "dataset.json").exists() else "safe_reach"
 
 
 def ros_choice(text: str) -> bool | None:

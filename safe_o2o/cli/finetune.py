@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safe_o2o import config
 from safe_o2o.cli import console
-from safe_o2o.cli.deploy import ros_choice
+from safe_o2o.cli.deploy import ros_choice, task_of
 from safe_o2o.cli.parse import parse
 from safe_o2o.cli.seeds import episode_seeds
 from safe_o2o.files import write_atomic
@@ -27,6 +27,7 @@ class Arguments:
         run: a run with dataset, checkpoints and bundles in it.
         rounds: rounds of episodes, each followed by training.
         episodes_per_round: episodes before each training.
+        task: catalogue name of the task (default: that of RUN/dataset, else safe_reach).
         variant: scene variant.
         speed: twin time per wall time.
         deterministic: the mean action in the rounds too, without the policy's own noise: a policy
@@ -39,6 +40,7 @@ class Arguments:
     run: Path
     rounds: int = 4
     episodes_per_round: int = 10
+    task: str | None = None
     variant: str = "colour"
     speed: float = 8.0
     deterministic: bool = False
@@ -66,6 +68,7 @@ def finetune(arguments: Arguments, progress: Progress | None = None) -> DeployRe
         bundles=arguments.run / "bundles",
         rounds=arguments.rounds,
         episodes_per_round=arguments.episodes_per_round,
+        task=task_of(arguments.run, arguments.task),
         variant=arguments.variant,
         speed=arguments.speed,
         deterministic=arguments.deterministic,

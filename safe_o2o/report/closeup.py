@@ -67,6 +67,11 @@ def different(one: Array, other: Array) -> float:
     return float((apart > DIFFERENT).mean())
 
 
+def _began(episode: Episode) -> float:
+    """Stamp of the episode's beginning, which is the first one's unless the recorder said more."""
+    return float(episode.meta.provenance.get("began", episode.array("stamp")[0]))
+
+
 class _Stage:
     """Arm, task and two cameras of one scene variant, as the catalogue makes them."""
 
@@ -94,21 +99,23 @@ class _Stage:
         if not names or "obs.tcp_pose" not in episode.names:
             return None
         self.task.reset(episode.meta.seed)
-        self.near.set_scene(self.task.layout.scene)
+        began = self.twin.read().stamp
+        self.near.set_scene(self.task.layout.scene, began)
         path, q = [], self.twin.read().q
         for pose in episode.array("obs.tcp_pose"):
             q = self.task.cartesian.solve(pose[:3].astype(np.float64), q, iterations=20)
             path.append(q)
         recorded = episode.array(f"obs.{names[0]}")
+        stamps = (began + episode.array("stamp") - _began(episode)).tolist()
         for t in (0, len(episode) // 2, len(episode)):
-            self.task.camera.follow(path[t])
+            self.task.camera.follow(path[t], stamps[t])
             again, _ = self.task.camera.read()
             if again.shape != recorded[t].shape or different(again, recorded[t]) > TOLERANCE:
                 return None
-        return np.stack([self._picture(q) for q in path])
+        return np.stack([self._picture(q, stamp) for q, stamp in zip(path, stamps, strict=True)])
 
-    def _picture(self, q: Array) -> Array:
-        self.near.follow(q)
+    def _picture(self, q: Array, stamp: float) -> Array:
+        self.near.follow(q, stamp)
         image: Array = self.near.read()[0]
         return image
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safe_o2o import catalog
 from safe_o2o.config import require_positive
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.summary import EpisodeSummary
-from safe_o2o.errors import ConfigError, MissingDependencyError
+from safe_o2o.errors import ConfigError, MissingDependencyError, UnknownNameError
 from safe_o2o.files import write_atomic
 from safe_o2o.runtime.latency import read_summaries
 from safe_o2o.runtime.process_group import (
@@ -103,6 +104,8 @@ class DeployConfig:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"must be 0 or more, got {getattr(self, name)}", where=name)
         require_positive(self, "episodes_per_round", "speed")
+        if self.task.replace("-", "_") not in catalog.tasks:
+            raise UnknownNameError("task", self.task, catalog.tasks)
 
     @property
     def total(self) -> int:
@@ -150,9 +153,10 @@ def deploy(
         ros: True insists on the ROS graph, False on one process, None takes what is there.
         learner: fine-tune online.
         progress: called with (committed episodes, wanted episodes).
-        settings: further fields of `DeployConfig`.
+        settings: further fields of `DeployConfig`, `task` among them.
 
     Raises:
+        UnknownNameError: no such task.
         MissingDependencyError: `ros=True`, and ROS is not there.
         DeploymentError: a node that the graph needs died, or nothing happened for two minutes.
         BundleError: there is no usable bundle.

@@ -27,6 +27,7 @@ from safe_o2o_sim.scene import (
     add_capsule,
     load_panda,
     place_arm,
+    place_block,
     place_capsule,
 )
 from safe_o2o_sim.visitor import Visitor
@@ -62,7 +63,7 @@ class PybulletTwin:
         self.visitors: tuple[Visitor, ...] = ()
         """Who comes and goes; moved on with each period."""
         self._client: int | None = None
-        self._ticks = 0
+        self._ticks = self._began = 0
         # How far any point of the arm moves at most when the joints turn by dq: sum reach |dq|.
         self._reach = Kinematics("panda").reach + _BODY_RADIUS
 
@@ -119,6 +120,7 @@ class PybulletTwin:
         self._ticks += 1
         before = self._q
         self._measure()
+        self._move()
         self._visit(before)
         if not self._touched:
             self._sense(before)
@@ -135,6 +137,8 @@ class PybulletTwin:
     def place(self, q: Array, layout: SceneLayout, visitors: Sequence[Visitor] = ()) -> None:
         """Be at rest at `q` `[7]`, rad, in a scene; what ran before leaves no trace.
 
+        What moves in the scene begins its way at the stamp of the next `read`.
+
         Args:
             q: joint positions `[7]`, rad.
             layout: what stands on the table.
@@ -145,6 +149,7 @@ class PybulletTwin:
         self._arrange(np.asarray(q, np.float64))
         if not self.continuous_clock:
             self._ticks = 0
+        self._began = self._ticks
         self._measure()
         self._q_command = self._q
         self._touched, self._clearance = False, 0.0
@@ -216,6 +221,14 @@ class PybulletTwin:
         states = pybullet.getJointStates(self._arm, ARM_JOINTS, physicsClientId=self._client)
         self._q = np.array([state[0] for state in states])
         self._dq = np.array([state[1] for state in states])
+
+    def _move(self) -> None:
+        """What moves by itself is where its motion says, at the end of this period."""
+        for block, body in zip(self.layout.obstacles, self._obstacles, strict=True):
+            if block.motion is not None:
+                elapsed = (self._ticks - self._began) * self.period
+                place_block(self._client, body, block, elapsed)
+                self._clearance -= block.motion.speed * self.period
 
     def _visit(self, before: Array) -> None:
         """Everybody goes on for one period; nobody pushes into an arm that stands."""

@@ -5,6 +5,10 @@ It may live in another process than the twin; then no picture ever holds up the 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from safe_o2o.errors import ConfigError, RobotStateError
@@ -15,10 +19,14 @@ from safe_o2o_sim.scene import (
     EMPTY,
     FINGER_JOINTS,
     HAND_LINK,
+    CameraOffset,
+    Light,
+    Point,
     SceneLayout,
     add_block,
     load_panda,
     place_arm,
+    place_block,
 )
 
 Rectangle = tuple[float, float, float, float]
@@ -33,7 +41,8 @@ _ARM, _HAND, _FINGERS = (0.80, 0.80, 0.82), (0.36, 0.40, 0.50), (0.10, 0.10, 0.1
 class TwinCamera:
     """A static third-person camera in front of the table, rendered by PyBullet's TinyRenderer.
 
-    A picture depends on the scene and the joints alone, bit for bit, on one kind of machine.
+    A picture depends on the scene, the joints and, where something moves, the time since the
+    episode's beginning, on nothing else, bit for bit, on one kind of machine.
 
     Args:
         size: height and width in pixels, or one number for both.
@@ -49,20 +58,20 @@ class TwinCamera:
         self,
         size: int | tuple[int, int] = 64,
         *,
-        eye: tuple[float, float, float] = (1.02, 0.0, 0.80),
-        target: tuple[float, float, float] = (0.515, 0.0, 0.06),
+        eye: Point = (1.02, 0.0, 0.80),
+        target: Point = (0.515, 0.0, 0.06),
         fov: float = 34.0,
     ) -> None:
         self.height, self.width = (size, size) if isinstance(size, int) else size
         if not (self.height > 0 and self.width > 0):
             raise ConfigError(f"size must be positive, got {size}", where="camera")
-        self._view = pybullet.computeViewMatrix(eye, target, (0.0, 0.0, 1.0))
+        self._eye, self._target = eye, target
         aspect = self.width / self.height
         self._projection = pybullet.computeProjectionMatrixFOV(fov, aspect, 0.05, 3.0)
         self._client: int | None = None
         self._layout = EMPTY
         self._q: Array = np.asarray(POSTURES["panda"])
-        self._stamp = 0.0
+        self._stamp = self._began = 0.0
 
     def connect(self) -> None:
         """Build the scene."""
@@ -80,25 +89,36 @@ class TwinCamera:
         _add_ground(client, _around(_CLOTH, _TABLE), _TABLE_COLOUR)
         _add_ground(client, [_CLOTH], _CLOTH_COLOUR)
         self._blocks: list[int] = []
-        self.set_scene(self._layout)
+        self.set_scene(self._layout, self._began)
         self.follow(self._q, self._stamp)
 
-    def set_scene(self, layout: SceneLayout) -> None:
-        """Show these obstacles and this goal from now on."""
-        self._layout = layout
+    def set_scene(self, layout: SceneLayout, began: float = 0.0) -> None:
+        """Show this scene from now on.
+
+        Args:
+            layout: what stands on the table, and how it looks.
+            began: stamp of the episode's beginning, from which on things move, s.
+        """
+        self._layout, self._began = layout, began
+        self._view = _view(self._eye, self._target, layout.camera)
+        self._light = _light(layout.light)
         if self._client is None:
             return
         # Newest first, so that the renderer's list is the same whatever stood there before.
         while self._blocks:
             pybullet.removeBody(self._blocks.pop(), physicsClientId=self._client)
-        for block in (*layout.obstacles, layout.goal):
+        for block in (*layout.obstacles, layout.goal, *layout.distractors):
             self._blocks.append(add_block(self._client, block, "visual"))
 
     def follow(self, q: Array, stamp: float = 0.0) -> None:
-        """Show the arm at joint positions `[7]`, rad, as read at `stamp`, s."""
+        """Show the arm at joint positions `[7]`, rad, as read at `stamp`, s, and what moves."""
         self._q, self._stamp = q, stamp
-        if self._client is not None:
-            place_arm(self._client, self._arm, q)
+        if self._client is None:
+            return
+        place_arm(self._client, self._arm, q)
+        for block, body in zip(self._layout.obstacles, self._blocks, strict=False):
+            if block.motion is not None:
+                place_block(self._client, body, block, stamp - self._began)
 
     def read(self) -> tuple[Array, float]:
         """Render: image `[H, W, 3]` uint8 RGB and the stamp of what it shows, s.
@@ -119,6 +139,7 @@ class TwinCamera:
             flags=pybullet.ER_NO_SEGMENTATION_MASK,
             renderer=pybullet.ER_TINY_RENDERER,
             physicsClientId=self._client,
+            **self._light,
         )[2]
         image = np.asarray(pixels, np.uint8).reshape(self.height, self.width, 4)[:, :, :3]
         return np.ascontiguousarray(image), self._stamp
@@ -128,6 +149,36 @@ class TwinCamera:
         if self._client is not None:
             pybullet.disconnect(self._client)
             self._client = None
+
+
+def _view(eye: Point, target: Point, off: CameraOffset | None) -> Sequence[float]:
+    """The view matrix of a camera that is off by so much."""
+    up: Point = (0.0, 0.0, 1.0)
+    if off is not None:
+        ahead = _turned((target[0] - eye[0], target[1] - eye[1], target[2] - eye[2]), off.turn)
+        up = _turned(up, off.turn)
+        eye = (eye[0] + off.shift[0], eye[1] + off.shift[1], eye[2] + off.shift[2])
+        target = (eye[0] + ahead[0], eye[1] + ahead[1], eye[2] + ahead[2])
+    matrix: Sequence[float] = pybullet.computeViewMatrix(eye, target, up)
+    return matrix
+
+
+def _turned(vector: Point, turn: Point) -> Point:
+    """A vector after a rotation about `turn` by its length, rad."""
+    quaternion = pybullet.getQuaternionFromAxisAngle(turn, math.hypot(*turn))
+    turned: Point = pybullet.rotateVector(quaternion, vector)
+    return turned
+
+
+def _light(light: Light) -> dict[str, Any]:
+    """The renderer's names for it: all of them, for what is not said stays as it was."""
+    return {
+        "lightDirection": light.direction,
+        "lightColor": light.colour,
+        "lightAmbientCoeff": light.ambient,
+        "lightDiffuseCoeff": light.diffuse,
+        "lightSpecularCoeff": light.specular,
+    }
 
 
 def _around(hole: Rectangle, whole: Rectangle) -> list[Rectangle]:

@@ -6,7 +6,9 @@ part of the arm touches an obstacle, which does not. The obstacles are known to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -76,6 +78,10 @@ class SafeReach(CartesianTask):
     """
 
     config_class = SafeReachConfig
+    sample_layout: ClassVar[Callable[[np.random.Generator, str], EpisodeLayout]] = staticmethod(
+        sample_layout
+    )
+    """Draws the episode's layout for a scene variant."""
 
     def __init__(
         self,
@@ -111,12 +117,12 @@ class SafeReach(CartesianTask):
 
     def reset(self, seed: int) -> None:
         """Lay out a new episode; the same seed gives the same episode, bit for bit."""
-        self._layout = sample_layout(np.random.default_rng(seed), self.config.variant)
+        self._layout = self.sample_layout(np.random.default_rng(seed), self.config.variant)
         posture = self.cartesian.posture
         q = self.cartesian.solve(np.array(self._layout.tool), posture, iterations=60)
         self.twin.place(q, self._layout.scene)
         if self.camera is not None:
-            self.camera.set_scene(self._layout.scene)
+            self.camera.set_scene(self._layout.scene, self.twin.read().stamp)
 
     def observe(self, state: RobotState) -> Observation:
         """The picture of the arm as measured, unless there is no camera, and its tool's pose."""

@@ -183,5 +183,6 @@ class EpisodeAssembler:
                 "bundle": output.bundle,
                 "round": output.round,
                 "deployment": "ros2",
+                "began": status.began,
             },
         )

@@ -91,7 +91,7 @@ class CameraNode(GuardedNode):
     def _on_scene(self, msg: String) -> None:
         scene = record_from_text(Scene, msg)
         assert self.camera is not None
-        self.camera.set_scene(SceneLayout.from_json(scene.layout))
+        self.camera.set_scene(SceneLayout.from_json(scene.layout), scene.began)
         self._episode = scene.episode
         early, self._early = self._early, None
         if early is not None:

@@ -253,6 +253,7 @@ class TaskStatus:
 
     Attributes:
         stamp: the instant; `joint_states` and `joint_commands` of the same stamp belong to it, s.
+        began: stamp of the episode's beginning, s.
         episode: running number of the episode in this process, from 0.
         seed: seed of the episode's layout.
         variant: the scene's variant.
@@ -272,6 +273,7 @@ class TaskStatus:
     """
 
     stamp: float
+    began: float
     episode: int
     seed: int
     variant: str
@@ -363,10 +365,12 @@ class Scene:
 
     Attributes:
         episode: running number of the episode that it belongs to.
+        began: stamp of the episode's beginning, from which on things move, s.
         layout: what the task's camera needs to build its copy, JSON.
     """
 
     episode: int
+    began: float
     layout: dict[str, Any]
 
 

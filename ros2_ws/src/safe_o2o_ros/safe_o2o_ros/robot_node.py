@@ -303,6 +303,7 @@ class RobotNode(GuardedNode):
         counts = progress.counts
         status = TaskStatus(
             stamp=state.stamp,
+            began=self._began,
             episode=self.episode,
             seed=self.seed,
             variant=self.config.variant,
@@ -375,8 +376,8 @@ class RobotNode(GuardedNode):
         self._asked: OrderedDict[int, float] = OrderedDict()
         self._answered_at: float | None = None
         self._ticks = 0
-        scene = Scene(episode=self.episode, layout=self.task.layout.scene.to_json())
-        self._scenes.publish(record_to_text(scene))
+        layout = self.task.layout.scene.to_json()
+        self._scenes.publish(record_to_text(Scene(self.episode, state.stamp, layout)))
         self.in_episode = True
         self._next = self._last_tick = time.perf_counter()
         response.success = True
