@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,10 @@ from safe_o2o.algorithms.fosp import Fosp
 from safe_o2o.algorithms.fosp_config import FospConfig
 from safe_o2o.algorithms.fosp_presets import preset
 from safe_o2o.data.batch import Batch
+from safe_o2o.data.dataset import Dataset
 from safe_o2o.errors import ConfigError, DataError
+from safe_o2o.training.offline import make_replay
+from tests.data_fakes import make_dataset, make_transitions
 from tests.synthetic import SPEC, STATISTICS, sequence_batch
 
 
@@ -146,6 +151,25 @@ def build(budget: BudgetConfig, name: str = "tiny", **changes: Any) -> Fosp:
 def test_a_batch_that_does_not_say_is_refused() -> None:
     with pytest.raises(DataError, match=r"budget\.force"):
         build(BudgetConfig(force=1.0)).update(sequence_batch(0))
+
+
+def test_data_that_never_measured_a_force_cannot_have_a_budget_on_it(tmp_path: Path) -> None:
+    numb = make_dataset(tmp_path / "numb", [20], size=64)
+    algorithm = Fosp(replace(preset("tiny"), budget=BudgetConfig(force=1.0)), numb.spec)
+    with pytest.raises(DataError, match="nobody measured"):
+        make_replay(algorithm, numb, seed=0)
+    felt = Dataset.create(tmp_path / "felt", numb.spec, task="line")
+    steps, last, stamp = make_transitions(20, size=64)
+    felt.append(
+        [replace(t, force=float(i)) for i, t in enumerate(steps)], last, stamp, numb[0].meta
+    )
+    batch = make_replay(algorithm, felt, seed=0).sample()
+    caused = algorithm.objectives.records(batch).x["force"]
+    assert batch.force is not None and batch.index is not None
+    real = batch.mask[:, 1:]
+    # The pixel of an episode's step t, and the force of the action before it, t - 1.
+    assert (caused[:, 1:][real] == (batch.index.step[:, 1:].float() - 1.0)[real]).all()
+    assert all(math.isfinite(value) for value in algorithm.update(batch).values())
 
 
 def held_back(algorithm: Fosp, updates: int) -> tuple[Tensor, dict[str, float]]:

@@ -24,7 +24,9 @@ SPEC = Spec(
 )
 
 
-def status(stamp, reward=0.0, cost=0.0, verdict=0, reason="", margin=1.0, episode=0, seed=5):
+def status(
+    stamp, reward=0.0, cost=0.0, verdict=0, reason="", margin=1.0, episode=0, seed=5, force=0.0
+):
     return TaskStatus(
         stamp=stamp,
         began=0.25,
@@ -33,6 +35,7 @@ def status(stamp, reward=0.0, cost=0.0, verdict=0, reason="", margin=1.0, episod
         variant="hard",
         reward=reward,
         cost=cost,
+        force=force,
         terminated=False,
         verdict=verdict,
         reason=reason,
@@ -76,8 +79,8 @@ def snapshot(stamp, command, **figures):
 # counts.
 SNAPSHOTS = [
     snapshot(1.0, 0.0, cost=0.0),
-    snapshot(1.2, 0.01, cost=1.0, margin=0.4),
-    snapshot(1.3, 0.01, cost=1.0, verdict=2, reason="age", margin=0.2),
+    snapshot(1.2, 0.01, cost=1.0, margin=0.4, force=4.0),
+    snapshot(1.3, 0.01, cost=1.0, verdict=2, reason="age", margin=0.2, force=9.0),
     snapshot(1.5, 0.03, cost=1.0, reward=1.0, verdict=1, reason="workspace", margin=0.6),
 ]
 OUTPUTS = [
@@ -125,6 +128,7 @@ def test_every_interleaving_of_the_two_streams_gives_the_episode_that_happened(d
         first, second = dataset.open(committed.path.name).transitions()
         assert (first.action, first.proposed_action) == pytest.approx((0.5, 0.25))
         assert (second.action, second.proposed_action) == pytest.approx((1.0, 0.75))
+        assert (first.force, second.force) == (4.0, 9.0)
         assert (first.cost, second.cost, first.reward, second.reward) == (1, 0, 0, 1)
         assert (first.verdict, second.verdict) == (Verdict.PASS, Verdict.STOPPED)
         assert second.reason == "age" and first.reason == ""

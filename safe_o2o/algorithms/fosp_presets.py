@@ -70,7 +70,7 @@ SMALL = FospConfig(
     decay_start=0.5,
     total_updates=1100,
     average_rate=0.003,
-    selection=SelectionConfig(rule="reach", threshold=0.2),
+    selection=SelectionConfig(rule="reach", samples=32, sample_std=0.5),
     finetune=FineTuneConfig(
         actor="weighted",
         learning_rate=3e-4,

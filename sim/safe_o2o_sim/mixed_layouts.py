@@ -60,8 +60,8 @@ _ATTEMPTS = 2000
 def sample_mixed_layout(generator: np.random.Generator, variant: str) -> EpisodeLayout:
     """Draw a layout: start, goal, and obstacles that stay clear of both and of each other.
 
-    With probability 0.75 the first obstacle stands about the straight line from start to goal. One
-    of the first two moves.
+    With probability 0.4, or where it is a tower, the first obstacle stands about the straight line
+    from start to goal. One of the first two moves.
 
     Raises:
         ConfigError: no such variant.

@@ -37,6 +37,7 @@ _TORQUE = [87.0] * 4 + [12.0] * 3  # Nm
 _SERVO_GAIN = 0.5  # share of the position error that the drives take away within one tick
 _BODY_RADIUS = 0.15  # m: no point of the arm is farther from its chain of joint origins and tool
 _STILL = 5e-3  # rad/s: an arm whose joints are all slower stands
+_STIFFNESS = 3000.0  # N/m, of a touch: a hard foam block that a stiff arm leans on
 _SENSING_RANGE = 0.20  # m: obstacles farther away than this are not looked at more closely
 
 
@@ -122,8 +123,7 @@ class PybulletTwin:
         self._measure()
         self._move()
         self._visit(before)
-        if not self._touched:
-            self._sense(before)
+        self._sense(before)
 
     def set_scene(self, layout: SceneLayout) -> None:
         """Lay out obstacles and goal around the arm as it is; see `place`."""
@@ -152,13 +152,22 @@ class PybulletTwin:
         self._began = self._ticks
         self._measure()
         self._q_command = self._q
-        self._touched, self._clearance = False, 0.0
+        self._touched, self._depth, self._clearance = False, 0.0, 0.0
         self._sense(self._q)
 
     def take_contact(self) -> bool:
         """Whether any part of the arm touched an obstacle since the last call."""
         touched, self._touched = self._touched, False
         return touched
+
+    def take_force(self) -> float:
+        """Largest contact force since the last call, N, as of a spring between arm and obstacle.
+
+        Obstacles of the twin let the arm pass, so that a touch ends no episode: how deep it is
+        tells how hard it would have been.
+        """
+        force, self._depth = _STIFFNESS * self._depth, 0.0
+        return force
 
     def stop(self) -> None:
         """Stop moving, from any state, without raising; an active arm becomes INACTIVE."""
@@ -247,14 +256,15 @@ class PybulletTwin:
         return min((point[8] for point in found), default=within)
 
     def _sense(self, before: Array) -> None:
-        """Note a touch; looks only when the arm may have come that far since the last look."""
+        """Note a touch and its depth; looks only when the arm may have come that far meanwhile."""
         self._clearance -= float(self._reach @ np.abs(self._q - before))
         if self._clearance > 0.0:
             return
         nearest = _SENSING_RANGE
         for body in (*self._obstacles, *self._bodies):
             nearest = self._nearest(body, nearest)
-        self._touched = nearest <= 0.0
+        self._touched |= nearest <= 0.0
+        self._depth = max(self._depth, -nearest)
         self._clearance = max(nearest, 0.0)
 
     def __enter__(self) -> PybulletTwin:

@@ -167,6 +167,10 @@ class ReachPlace(CartesianTask):
             placed, self.holding, self._rested = self.holding, True, 0
         return float(placed), float(self.twin.take_contact()), placed
 
+    def contact_force(self) -> float:
+        """Largest contact force with an obstacle since the last call, N."""
+        return self.twin.take_force()
+
     def seen(self, now: float) -> tuple[Obstacle, ...]:
         """Everybody, as the tracker told it by `now`, s; called at least once a control period."""
         return self._look(now)[2]

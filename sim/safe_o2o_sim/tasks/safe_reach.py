@@ -138,6 +138,10 @@ class SafeReach(CartesianTask):
         reached = bool(np.linalg.norm(tool - self.target) <= self.config.tolerance)
         return float(reached), float(self.twin.take_contact()), reached
 
+    def contact_force(self) -> float:
+        """Largest contact force with an obstacle since the last call, N."""
+        return self.twin.take_force()
+
     def close(self) -> None:
         """Release the camera; idempotent."""
         if self.camera is not None:

@@ -169,6 +169,7 @@ class EpisodeAssembler:
                 reason=worst.reason,
                 margin=min((status.margin for status in between), default=new.status.margin),
                 stamp=old.state.stamp,
+                force=max((status.force for status in between), default=new.status.force),
             )
         )
         self.dropped_transitions += not kept

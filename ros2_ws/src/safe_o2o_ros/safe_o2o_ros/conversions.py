@@ -259,6 +259,7 @@ class TaskStatus:
         variant: the scene's variant.
         reward: reward since the reset, cumulative.
         cost: cost since the reset, cumulative.
+        force: largest contact force since the last status, N; NaN where nobody measures it.
         terminated: the task ended.
         verdict: strictest verdict (`Verdict`) since the last status.
         reason: the filter's reason for it.
@@ -279,6 +280,7 @@ class TaskStatus:
     variant: str
     reward: float
     cost: float
+    force: float
     terminated: bool
     verdict: int
     reason: str

@@ -309,6 +309,7 @@ class RobotNode(GuardedNode):
             variant=self.config.variant,
             reward=self._reward,
             cost=self._cost,
+            force=self.task.contact_force(),
             terminated=self._terminated,
             verdict=int(progress.verdict),
             reason=progress.reason,
