@@ -1,0 +1,64 @@
+"""`safe-o2o protocol`: one line a measurement, none made twice, everything on the way a verb's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("safe_o2o_sim.bullet")
+
+from safe_o2o import bundle
+from safe_o2o.cli import main
+from safe_o2o.cli.protocol import recipe
+from safe_o2o.errors import UnknownNameError
+from safe_o2o.report import standings
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    settings = {
+        "out": folder / "runs", "results": folder / "results.jsonl", "preset": "tiny",
+        "scenes": "shape", "episodes": 12, "updates": 2, "evaluation": 2, "rounds": 1,
+        "episodes-per-round": 2, "online-updates": 1, "workers": 0, "threads": 1,
+    }  # fmt: skip
+    flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    return ["protocol", "safe_reach", *flags, *more]
+
+
+def test_a_method_is_trained_judged_tuned_and_judged_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(words(tmp_path)) == 0
+    out = capsys.readouterr().out
+    rows = standings.read(tmp_path / "results.jsonl")
+    assert [(row.scene, row.phase, row.n, row.updates) for row in rows] == [
+        ("standard", "before", 2, 2),
+        ("shape", "before", 2, 2),
+        ("shape", "during", 2, 3),
+        ("shape", "after", 2, 3),
+    ]
+    assert all(row.seconds > 0.0 and row.cpu_seconds > 0.0 for row in rows)
+    assert out.count("safe_reach, fosp 0") == 4 and "| fosp | 0 |" in out
+    run = tmp_path / "runs" / "safe_reach" / "fosp-0"
+    live = bundle.current(run / "bundles")
+    assert live is not None and live.version == "v000001"  # fine-tuning has bundles of its own
+    assert (run / "shape" / "finetune" / "round_000.json").exists()
+
+    before = (tmp_path / "results.jsonl").read_bytes()
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    assert main.main(words(tmp_path)) == 0  # from the file alone
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert not (tmp_path / "runs").exists()
+
+
+def test_parts_of_fosp_are_methods_too() -> None:
+    assert recipe("safedreamer", "tiny")[0] == "safedreamer"
+    name, config = recipe("without_model", "tiny")
+    assert name == "fosp" and config.model == "none"
+    with pytest.raises(UnknownNameError, match="without_reach"):
+        recipe("without_reech", "tiny")
+
+
+def test_bad_seeds_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(words(tmp_path, "--seeds", "0,x")) == 2
+    assert "whole numbers" in capsys.readouterr().err
