@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -60,19 +59,14 @@ def verb(monkeypatch: pytest.MonkeyPatch, function: object) -> None:
     monkeypatch.setitem(sys.modules, "safe_o2o.cli.collect", module)
 
 
-def test_list_answers_at_once_and_imports_nothing_heavy() -> None:
+def test_list_imports_nothing_heavy() -> None:
     probe = (
         "import sys; from safe_o2o.cli.main import main; code = main(['list']); "
         f"print('LOADED', [m for m in {HEAVY!r} if m in sys.modules]); sys.exit(code)"
     )
-    best = 9.0
-    for _ in range(3):  # the best of three: the machine may be busy, the verb may not
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
-        best = min(best, time.perf_counter() - start)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "LOADED []"
-    assert best < 0.5
     for kind, names in catalog.TABLES.items():
         assert kind in done.stdout
         for name in names:
