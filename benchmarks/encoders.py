@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-UNTIMED = 2
+UNTIMED = 1
 
 
 def settings(preset: str, encoder: str, model: str, weights: str) -> Any:

@@ -327,6 +327,9 @@ def test_settings_that_cannot_work_are_refused_by_name() -> None:
         assert isinstance(error, ConfigError) and error.where == where
     with pytest.raises(ConfigError, match=r"backbone\.weights: is empty"):
         WorldModelConfig(encoder="backbone")
+    blind = Spec(ObservationSpec({"tcp_pose": SPEC.observation.arrays["tcp_pose"]}), SPEC.action)
+    with pytest.raises(ConfigError, match="a backbone needs a camera"):
+        Fosp(config(), blind, STATISTICS)
     with pytest.raises(ConfigError, match="means nothing to encoder keypoint"):
         WorldModelConfig(encoder="keypoint", backbone=BackboneConfig(weights="w.safetensors"))
 
