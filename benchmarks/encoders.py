@@ -1,7 +1,8 @@
-"""One training update with each image encoder, on one thread.
+"""Processor time of one training update with each image encoder, on one thread.
 
-Each encoder runs in a process of its own; they take turns, so that whatever else the machine does
-hits all alike. The backbone is one that this script defines, or with `--model` one of torchvision
+Time that the process had the processor: on a machine that is shared the clock says more of the
+others. Each encoder runs in a process of its own; they take turns, because the others also slow the
+memory. The backbone is one that this script defines, or with `--model` one of torchvision
 or timm; its weights are random, which costs as much as others.
 
     python benchmarks/encoders.py [--preset small] [--updates 5] [--turns 3]
@@ -41,7 +42,7 @@ def settings(preset: str, encoder: str, model: str, weights: str) -> Any:
 
 
 def measure(preset: str, encoder: str, model: str, updates: int) -> list[float]:
-    """Milliseconds of each update in this process."""
+    """Milliseconds of processor time of each update in this process."""
     import torch
     from safetensors.torch import save_file
 
@@ -66,9 +67,9 @@ def measure(preset: str, encoder: str, model: str, updates: int) -> list[float]:
     batches = [sequence_batch(seed, config.batch_size, config.sequence_length) for seed in range(2)]
     milliseconds = []
     for number in range(updates + UNTIMED):
-        began = time.perf_counter()
+        began = time.process_time()
         algorithm.update(batches[number % len(batches)])
-        milliseconds.append(1e3 * (time.perf_counter() - began))
+        milliseconds.append(1e3 * (time.process_time() - began))
     return milliseconds[UNTIMED:]
 
 
