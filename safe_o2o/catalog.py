@@ -43,6 +43,10 @@ constraints: dict[str, str] = dict(
     tool_speed="safe_o2o.safety.tool_speed:ToolSpeed",
     workspace="safe_o2o.safety.workspace:Workspace",
 )
+backbones: dict[str, str] = dict(
+    timm="safe_o2o.nets.backbone_sources:Timm",
+    torchvision="safe_o2o.nets.backbone_sources:Torchvision",
+)
 
 TABLES: Mapping[str, Mapping[str, str]] = dict(
     algorithm=algorithms,
@@ -51,6 +55,7 @@ TABLES: Mapping[str, Mapping[str, str]] = dict(
     robot=robots,
     camera=cameras,
     constraint=constraints,
+    backbone=backbones,
 )
 
 

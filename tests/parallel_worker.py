@@ -16,6 +16,7 @@ from safe_o2o.algorithms.fosp_config import FospConfig
 from safe_o2o.data.batch import Batch
 from safe_o2o.nets import parallel
 from safe_o2o.training.group import process_group
+from tests import small_backbone
 from tests.synthetic import SPEC, STATISTICS, sequence_batch
 
 ROWS = 8
@@ -23,6 +24,7 @@ ROWS = 8
 
 def cases() -> dict[str, tuple[type[Fosp], FospConfig]]:
     """Every objective, normaliser and source of noise at least once."""
+    small_backbone.register()
     tiny = Fosp.preset("tiny")
     small = replace(tiny.world_model, encoder="strided", depth=4, number_output="two_hot")
     paper = replace(
@@ -39,6 +41,7 @@ def cases() -> dict[str, tuple[type[Fosp], FospConfig]]:
         "fosp paper, some starts": (Fosp, replace(paper, imagination_starts=11)),
         "released": (Fosp, replace(Fosp.preset("tiny_released"), horizon=3, imagination_starts=5)),
         "dreamer": (catalog.load("algorithm", "dreamer"), None),
+        "tuned backbone": (Fosp, replace(small_backbone.config(), lagrange_multiplier=0.1)),
         "behavior_cloning": (catalog.load("algorithm", "behavior_cloning"), None),
     }
     return {

@@ -8,6 +8,7 @@ paper.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from safe_o2o.algorithms.fosp_presets import preset
 from safe_o2o.algorithms.fosp_reading import KINDS
 from safe_o2o.algorithms.latents import Tracker
 from safe_o2o.data.batch import Batch
+from safe_o2o.nets.backbone import frozen_names
 from safe_o2o.nets.critic import ema_update
 from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
 from safe_o2o.nets.parallel import add_up, everywhere, share
@@ -115,6 +117,21 @@ class Fosp:
         net = self.policy.module.net
         return Tracker(net, self.spec) if net.remembers else None
 
+    @property
+    def pretrained(self) -> str:
+        """The weights file that a fresh run starts from; `""` without one."""
+        model = self.config.world_model
+        return model.backbone.weights if model.encoder == "backbone" else ""
+
+    def load_pretrained(self, weights: Mapping[str, Tensor]) -> None:
+        """Start from the tensors of that file; a state that is loaded has them already.
+
+        Raises:
+            CheckpointError: they do not fit; see `Backbone.fill`.
+        """
+        self.net.world_model.load_backbone(weights, self.pretrained)
+        self.average.load_state_dict(self.net.state_dict())
+
     def start_online(self) -> None:
         """Freeze the policy as it is deployed now; online objective from here on (fosp.md 4)."""
         if self.online:
@@ -151,21 +168,16 @@ class Fosp:
     def _build_optimizers(self) -> None:
         cfg, net, rate = self.config, self.net, self.config.finetune.learning_rate
         online = self.online and rate > 0
+        critics = nn.ModuleList([net.critic, *(net.value[k] for k in net.value if k != "reach")])
         groups = {
-            "model": (net.world_model, cfg.model_lr, cfg.model_eps),
-            "actor": (net.actor, cfg.actor_lr, cfg.policy_eps),
-            "critic": (
-                nn.ModuleList([net.critic, *(net.value[k] for k in net.value if k != "reach")]),
-                cfg.critic_lr,
-                cfg.policy_eps,
-            ),
-            "reach": (net.value["reach"], cfg.reach_lr, cfg.policy_eps),
+            "model": (net.world_model.parameter_groups(), cfg.model_lr, cfg.model_eps),
+            "actor": (list(net.actor.parameters()), cfg.actor_lr, cfg.policy_eps),
+            "critic": (list(critics.parameters()), cfg.critic_lr, cfg.policy_eps),
+            "reach": (list(net.value["reach"].parameters()), cfg.reach_lr, cfg.policy_eps),
         }
         self.optimizer = {
-            name: torch.optim.Adam(
-                list(module.parameters()), lr=rate if online else lr, eps=eps, fused=True
-            )
-            for name, (module, lr, eps) in groups.items()
+            name: torch.optim.Adam(parameters, lr=rate if online else lr, eps=eps, fused=True)
+            for name, (parameters, lr, eps) in groups.items()
         }
         self._rate = {name: rate if online else lr for name, (_, lr, _) in groups.items()}
 
@@ -187,7 +199,7 @@ class Fosp:
             norm = nn.utils.clip_grad_norm_(parameters, clip)
             metrics[f"grad/{name}"] = share(norm)
             for group in optimizer.param_groups:
-                group["lr"] = self._rate[name] * factor
+                group["lr"] = self._rate[name] * factor * group.get("factor", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -208,12 +220,18 @@ class Fosp:
     # ------------------------------------------------------------------ saving
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training needs to go on bit for bit."""
+        """Everything that training needs to go on bit for bit; a frozen backbone once."""
+        shared = frozen_names(self.net)
+
+        def own(net: FospNet) -> OrderedDict[str, Tensor]:
+            state = net.state_dict().items()
+            return OrderedDict((name, x) for name, x in state if name not in shared)
+
         return {
             "net": self.net.state_dict(),
             "slow": self.slow.state_dict(),
-            "average": self.average.state_dict(),
-            "base": self.base.state_dict() if self.base is not None else None,
+            "average": own(self.average),
+            "base": own(self.base) if self.base is not None else None,
             "lagrangian": self.lagrangian.state_dict(),
             "budgets": self.budgets.state_dict(),
             "scale": self.scale.state_dict(),
@@ -229,11 +247,12 @@ class Fosp:
         self.objectives.online = bool(state["online"])
         self.net.load_state_dict(state["net"])
         self.slow.load_state_dict(state["slow"])
-        self.average.load_state_dict(state["average"])
+        shared = {name: state["net"][name] for name in frozen_names(self.net)}
+        self.average.load_state_dict({**shared, **state["average"]})
         self.base = None
         if state["base"] is not None:
             self.base = copy.deepcopy(self.net).requires_grad_(False)
-            self.base.load_state_dict(state["base"])
+            self.base.load_state_dict({**shared, **state["base"]})
         self._build_optimizers()
         for name, optimizer in self.optimizer.items():
             optimizer.load_state_dict(state["optimizer"][name])

@@ -131,12 +131,12 @@ class FospNet(nn.Module):
         return cautious("reach", self.critic["reach"](feature, action))
 
     def track(
-        self, image: Tensor, vector: Tensor, latent: Latent, action: Tensor, is_first: Tensor
+        self, seen: Tensor, vector: Tensor, latent: Latent, action: Tensor, is_first: Tensor
     ) -> tuple[Latent, Tensor, Tensor]:
         """One filtering step with the posterior's mode.
 
         Args:
-            image: `[N, C, 64, 64]` around zero.
+            seen: what the world model's `look` made of the images.
             vector: `[N, V]` SI.
             latent: last state.
             action: last action `[N, A]`.
@@ -147,7 +147,7 @@ class FospNet(nn.Module):
             classes.
         """
         rssm = self.model.rssm
-        embed = self.world_model.encode(image, vector)
+        embed = self.world_model.encode(seen, vector)
         latent, action = rssm.reset(latent, action, is_first)
         deter = rssm.advance(latent, action)
         log_p = rssm.posterior_log_p(deter, embed)
@@ -163,7 +163,8 @@ class DecisionModule(nn.Module):
 
     Args:
         net: networks of the deployed policy.
-        base: networks of the frozen offline policy (safe policy expansion), or None.
+        base: networks of the frozen offline policy (safe policy expansion), or None. A copy of
+            `net` from earlier: a frozen backbone looks once for both.
         spec: observation and action spec.
     """
 
@@ -281,12 +282,13 @@ class DecisionModule(nn.Module):
         noise = {name: named[name] for name in self.noise_inputs}
         carry: list[Tensor] = []
         scores: list[Tensor] = []
-        feature = self._track(self.net, "", named, carry, scores)
+        seen = self.net.world_model.look(stack_images(self.spec.observation, named))
+        feature = self._track(self.net, "", seen, named, carry, scores)
         base_action = None
         sampled = self.selection.rule == "expansion"
         if self.base is not None:
             base_mean, base_std = self.base.actor(
-                self._track(self.base, "base_", named, carry, scores)
+                self._track(self.base, "base_", seen, named, carry, scores)
             )
             base_action = base_mean + base_std * noise["noise"][:, 1] if sampled else base_mean
         mean, std = self.net.actor(feature)
@@ -318,18 +320,18 @@ class DecisionModule(nn.Module):
         self,
         net: FospNet,
         prefix: str,
+        seen: Tensor,
         named: Mapping[str, Tensor],
         carry: list[Tensor],
         scores: list[Tensor],
     ) -> Tensor:
         """The feature that the heads read `[N, F]`; adds the new state and what it chose among."""
-        image = stack_images(self.spec.observation, named)
         vector = stack_vectors(self.spec.observation, named)
         if not net.remembers:
-            return net.world_model.encode(image, vector)
+            return net.world_model.encode(seen, vector)
         state = Latent(named[f"{prefix}deter"], named[f"{prefix}stoch"])
         first, previous = 1.0 - named["started"], named["previous_action"]
-        latent, feature, log_p = net.track(image, vector, state, previous, first)
+        latent, feature, log_p = net.track(seen, vector, state, previous, first)
         carry += [latent.deter, latent.stoch]
         scores.append(log_p)
         return feature

@@ -69,13 +69,11 @@ class Tracker(nn.Module):
         Returns:
             latents `[N, F]`, the new `deter` and `stoch`, and the log-probabilities of the classes.
         """
-        image = stack_images(self.spec.observation, obs)
+        seen = self.net.world_model.look(stack_images(self.spec.observation, obs))
         vector = stack_vectors(self.spec.observation, obs)
         state = Latent(carry["deter"], carry["stoch"])
         first = 1.0 - carry["started"]
-        state, feature, log_p = self.net.track(
-            image, vector, state, carry["previous_action"], first
-        )
+        state, feature, log_p = self.net.track(seen, vector, state, carry["previous_action"], first)
         return feature, {"deter": state.deter, "stoch": state.stoch}, log_p
 
 

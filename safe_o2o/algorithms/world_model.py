@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from safe_o2o.algorithms import losses
 from safe_o2o.errors import ConfigError
+from safe_o2o.nets.backbone import Backbone, BackboneConfig
 from safe_o2o.nets.critic import NumberHead
 from safe_o2o.nets.encoder import Decoder, Encoder, KeypointCNN, StridedCNN, VectorDecoder
 from safe_o2o.nets.mlp import MLP
@@ -24,10 +26,14 @@ from safe_o2o.spaces import Spec
 class WorldModelConfig:
     """Sizes and loss weights; the defaults are the paper's (fosp.md 5)."""
 
-    encoder: Literal["strided", "keypoint"] = "strided"
-    """paper: strided. `keypoint` ends in a spatial softmax (learns positions from little data)."""
+    encoder: Literal["strided", "keypoint", "backbone"] = "strided"
+    """paper: strided. `keypoint` ends in a spatial softmax (learns positions from little data).
+    `backbone` is a network of torchvision or timm."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """which one, with encoder `backbone`"""
     depth: int = 32
-    """channels of the strided encoder's first layer, or number of keypoints"""
+    """channels of the strided encoder's first layer, or number of keypoints (of a backbone: a
+    camera)"""
     embed_dim: int = 0
     """size of a joint embedding; 0 concatenates (paper)"""
     deter_dim: int = 512
@@ -70,6 +76,18 @@ class WorldModelConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, got {getattr(self, name)}", where=name)
+        if self.encoder != "backbone" and self.backbone != BackboneConfig():
+            raise ConfigError(
+                f"means nothing to encoder {self.encoder}",
+                where="backbone",
+                todo="set encoder backbone too",
+            )
+        if self.encoder == "backbone" and self.backbone.frozen and not self.backbone.weights:
+            raise ConfigError(
+                "is empty: a frozen backbone would stay as random as it starts",
+                where="backbone.weights",
+                todo="name a weights file, or set backbone.frozen false",
+            )
 
 
 class Observed(NamedTuple):
@@ -124,25 +142,55 @@ class Perception(nn.Module):
         if not images and not self.vector_dim:
             raise ConfigError("has neither an image nor a vector", where="observation spec")
         self.vector_normalizer = VectorNormalizer(vector_mean, vector_std)
+        if config.encoder == "backbone" and not images:
+            raise ConfigError(
+                "a backbone needs a camera", where="observation spec", todo="use another encoder"
+            )
         cnn = self._cnn() if images else None
         self.encoder = Encoder(cnn, self.vector_dim, config.embed_dim or None)
 
     def _cnn(self) -> nn.Module:
+        if self.config.encoder == "backbone":
+            return Backbone(self.config.backbone, self.channels, self.config.depth)
         if self.config.encoder == "keypoint":
             return KeypointCNN(self.channels, self.config.depth)
         return StridedCNN(self.channels, self.config.depth)
 
-    def encode(self, image: Tensor, vector: Tensor) -> Tensor:
-        """Images `[N, C, 64, 64]` around zero and vectors `[N, V]` (SI) to `[N, E]`.
+    def look(self, image: Tensor) -> Tensor:
+        """Images `[N, C, 64, 64]` around zero to what `encode` reads: see `Encoder.look`.
+
+        Copies of a model share a frozen backbone: what one of them has seen, the others have too.
+        """
+        return self.encoder.look(image)
+
+    def encode(self, seen: Tensor, vector: Tensor) -> Tensor:
+        """What `look` made of images, and vectors `[N, V]` (SI), to `[N, E]`.
 
         C or V is 0 where the observation has no image or no vector.
         """
-        return self.encoder(image, self.vector_normalizer(vector))
+        return self.encoder(seen, self.vector_normalizer(vector))
 
     def embed(self, image: Tensor, vector: Tensor) -> Tensor:
         """`encode` of sequences `[B, T, ...]`, float32 `[B, T, E]`."""
-        flat = self.encode(image.flatten(0, 1), vector.flatten(0, 1))
+        flat = self.encode(self.look(image.flatten(0, 1)), vector.flatten(0, 1))
         return flat.float().unflatten(0, image.shape[:2])
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Everything that is trained, for an optimiser; `factor` is relative to its rate."""
+        image = self.encoder.image
+        tuned = isinstance(image, Backbone) and not image.config.frozen
+        slow = list(image.trunk.parameters()) if isinstance(image, Backbone) and tuned else []
+        apart = {id(p) for p in slow}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
+        groups: list[dict[str, Any]] = [{"params": rest}]
+        if isinstance(image, Backbone) and slow:
+            groups.append({"params": slow, "factor": image.config.lr_factor})
+        return groups
+
+    def load_backbone(self, weights: Mapping[str, Tensor], where: str) -> None:
+        """Fill the backbone; see `Backbone.fill`."""
+        assert isinstance(self.encoder.image, Backbone)
+        self.encoder.image.fill(weights, where)
 
 
 class WorldModel(Perception):

@@ -115,7 +115,12 @@ class Critic(nn.Module):
 
 @torch.no_grad()
 def ema_update(target: nn.Module, online: nn.Module, rate: float) -> None:
-    """Target += rate * (online - target), buffers copied; rate 1 copies."""
-    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
+    """Target += rate * (online - target), buffers copied; rate 1 copies.
+
+    Parameters that are not trained are the same in both and left alone.
+    """
+    pairs = zip(target.parameters(), online.parameters(), strict=True)
+    trained = [(old, new) for old, new in pairs if new.requires_grad]
+    torch._foreach_lerp_([old for old, _ in trained], [new for _, new in trained], rate)
     for old, new in zip(target.buffers(), online.buffers(), strict=True):
         old.copy_(new)

@@ -1,8 +1,8 @@
 """From pixels and poses to one vector, and back.
 
-Two image encoders behind one interface: the paper's strided CNN (fosp.md 2.1), and a small one that
-ends in keypoints (spatial softmax), which learns positions from little data on a CPU
-(simulators.md 8.2).
+Image encoders behind one interface: the paper's strided CNN (fosp.md 2.1), a small one that ends in
+keypoints (spatial softmax), which learns positions from little data on a CPU (simulators.md 8.2),
+and somebody else's pretrained network (`nets.backbone`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from safe_o2o.nets.backbone import Backbone
+from safe_o2o.nets.keypoints import expected_positions, position_moments
 from safe_o2o.nets.mlp import LAYER_NORM_EPS, MLP, NormLinear, init_hidden, init_output
 
 
@@ -82,10 +84,7 @@ class KeypointCNN(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
         side = size // 4
-        axis = torch.linspace(-1.0, 1.0, side)
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
-        ones = torch.ones(side, side)
-        self.register_buffer("moments", torch.stack([x, y, ones]).flatten(1), persistent=False)
+        self.register_buffer("moments", position_moments(side, side), persistent=False)
         # Sharp from the start: with e^0 behaviour cloning took twice the updates.
         self.log_sharpness = nn.Parameter(torch.full((keypoints, 1), 2.0))
         self.out_dim = 2 * keypoints
@@ -108,21 +107,14 @@ class KeypointCNN(nn.Module):
         bias = last.bias * sharpness[:, 0]
         x = self.layers[:-1](self.patches(image))
         heat = nn.functional.conv2d(x, weight, bias, padding=1)
-        # float32 from here on, also under autocast: bfloat16 would round positions to 1 %.
-        with torch.autocast(heat.device.type, enabled=False):
-            heat = heat.permute(0, 2, 3, 1).flatten(1, 2).float()  # [B, S*S/16, K]
-            # A softmax that is never normalised: its mean is a quotient of two sums, and the maps,
-            # channels last as the convolution leaves them, are gone through once instead of thrice.
-            p = torch.exp(heat - heat.detach().amax(1, keepdim=True))
-            sums = self.moments @ p  # [B, 3, K]
-            return (sums[:, :2] / sums[:, 2:]).transpose(1, 2).flatten(1)
+        return expected_positions(heat.permute(0, 2, 3, 1).flatten(1, 2), self.moments)
 
 
 class Encoder(nn.Module):
     """Images and vectors of an observation to one embedding.
 
     Args:
-        image: a CNN with `out_dim`, or None without cameras.
+        image: a CNN or a `Backbone`, with `out_dim`; None without cameras.
         vector_dim: total size of the vectors, 0 without.
         embed_dim: size of a joint embedding; None concatenates CNN and vector features.
     """
@@ -135,11 +127,27 @@ class Encoder(nn.Module):
         self.joint = NormLinear(raw, embed_dim) if embed_dim else None
         self.out_dim = embed_dim or raw
 
-    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
-        """Image `[B, C, H, W]` in [-0.5, 0.5] and vector `[B, V]` -> `[B, out_dim]`."""
+    @property
+    def frozen(self) -> Backbone | None:
+        """The backbone, if there is one and it never learns."""
+        found = isinstance(self.image, Backbone) and self.image.config.frozen
+        return self.image if found else None
+
+    def look(self, image: Tensor) -> Tensor:
+        """What a frozen backbone makes of images; the images themselves where there is none."""
+        frozen = self.frozen
+        return image if frozen is None else frozen.look(image)
+
+    def forward(self, seen: Tensor, vector: Tensor) -> Tensor:
+        """What `look` made of images `[B, C, H, W]` in [-0.5, 0.5], and vector `[B, V]`.
+
+        Returns:
+            `[B, out_dim]`
+        """
         parts: list[Tensor] = []
         if self.image is not None:
-            parts.append(self.image(image))
+            frozen = self.frozen
+            parts.append(self.image(seen) if frozen is None else frozen.read(seen))
         if self.vector is not None:
             parts.append(self.vector(vector))
         raw = torch.cat(parts, -1)

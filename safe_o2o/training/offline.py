@@ -18,7 +18,7 @@ from safe_o2o.data.replay import SequenceReplay, TransitionReplay
 from safe_o2o.data.statistics import Statistics
 from safe_o2o.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
 from safe_o2o.nets import parallel
-from safe_o2o.training import checkpoint
+from safe_o2o.training import checkpoint, pretrained
 from safe_o2o.training.group import is_first, process_group, rows_of
 from safe_o2o.training.logger import MetricLog
 from safe_o2o.training.memory import keep_freed_memory
@@ -138,7 +138,8 @@ def train_offline(
     Raises:
         DataError: no dataset, or an empty one.
         MissingDependencyError: a GPU is asked for, and there is none.
-        CheckpointError: `out` holds checkpoints of another algorithm, config or spec.
+        CheckpointError: `out` holds checkpoints of another algorithm, config or spec, or a weights
+            file to start from cannot be read or is none of the model.
         ConfigError: the batch cannot be shared out evenly among the processes.
     """
     if run.device.startswith("cuda") and not torch.cuda.is_available():
@@ -174,6 +175,8 @@ def _train(
         algorithm.load_state_dict(state["algorithm"])
         replay.load_state_dict(state["replay"])
         recent = state["rows"]
+    else:
+        pretrained.start(algorithm)
     start = algorithm.step
     log = MetricLog(out / "metrics.jsonl", resume_at=start) if writes else None
     line: dict[str, float] = {}
