@@ -7,13 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from safe_o2o import catalog
+from safe_o2o.algorithms.fosp import Fosp
+from safe_o2o.data.batch import Batch
 from safe_o2o.export.onnx import PARITY_STEPS, export_bundle
 from safe_o2o.interfaces import Algorithm, Policy
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
+from safe_o2o.spaces import ObservationSpec, Spec
 from tests.synthetic import SPEC, STATISTICS, sequence_batch
 
 
@@ -112,3 +116,37 @@ def test_exported_graph_agrees_over_carried_state(name: str, tmp_path: Path) -> 
         expected, state = network.act(batch, state)
         action, carry = graph.act(batch, carry)
         assert abs(action - expected.numpy()).max() <= 1e-5
+
+
+def test_a_policy_with_nothing_but_two_cameras_learns_and_is_exported(tmp_path: Path) -> None:
+    """As Safety-Gymnasium's tasks are: no vector in the observation."""
+    picture = SPEC.observation.arrays["image"]
+    spec = Spec(ObservationSpec({"front": picture, "back": picture}), SPEC.action)
+
+    def seen(seed: int, **sizes: int) -> Batch:
+        batch, other = sequence_batch(seed, **sizes), sequence_batch(seed + 50, **sizes)
+        return replace(batch, obs={"front": batch.obs["image"], "back": other.obs["image"]})
+
+    algorithm = Fosp(replace(Fosp.preset("tiny"), total_updates=20), spec, {})
+    metrics = [algorithm.update(seen(seed)) for seed in range(2)]
+    assert all(math.isfinite(value) for row in metrics for value in row.values())
+    obs = seen(9, batch=PARITY_STEPS, steps=4).obs
+    recorded = [
+        {key: value[i, 0].numpy() for key, value in obs.items()} for i in range(PARITY_STEPS)
+    ]
+    report = export_bundle(
+        algorithm.policy,
+        spec,
+        tmp_path / "v000001",
+        algorithm="fosp",
+        parity_steps=recorded,
+        statistics={},
+        provenance={},
+        noise_seed=algorithm.config.seed,
+    )
+    assert report.parity <= 1e-5
+    graph = OnnxPolicy.load(report.directory, spec)
+    first = {key: value[None] for key, value in recorded[0].items()}
+    blind = {**first, "back": np.zeros_like(first["back"])}
+    actions = [graph.act(obs, graph.initial_carry(1))[0] for obs in (first, blind)]
+    assert not np.array_equal(*actions)

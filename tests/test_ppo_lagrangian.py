@@ -89,7 +89,8 @@ def test_the_clipped_objective_by_hand(
 
 
 def test_the_multiplier_climbs_by_the_excess_and_stays_within_its_bounds() -> None:
-    config = replace(SMALL, cost_limit=2.0, multiplier_rate=0.1, multiplier_max=1.2)
+    config = replace(SMALL, cost_limit=2.0, multiplier_rate=0.1, multiplier_max=1.2, epochs=1)
+    config = replace(config, multiplier_gain=0.0)
     algorithm = PpoLagrangian(config, "x", 4, 2)
     costs = []
     for cost in (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0):
@@ -98,6 +99,14 @@ def test_the_multiplier_climbs_by_the_excess_and_stays_within_its_bounds() -> No
     # Episodes of 12, 12 and 6 steps cost 10 in the mean: + 0.1 (10 - 2); free ones: - 0.2.
     expected = [0.8, 1.2, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0]
     assert costs == pytest.approx(expected, abs=1e-9)
+    quick = replace(config, multiplier_rate=0.01, multiplier_gain=0.1, cost_decay=0.5)
+    algorithm = PpoLagrangian(quick, "x", 4, 2)
+    costs = []
+    for cost in (1.0, 0.0, 0.0):
+        algorithm.update(episodes(cost=cost))
+        costs.append(algorithm.lagrange_multiplier)
+    # The integral goes 0.08, 0.06, 0.04; the average cost 10, 5, 2.5, the last one 0.5 above.
+    assert costs == pytest.approx([0.08 + 0.8, 0.06 + 0.3, 0.04 + 0.05], abs=1e-9)
     free = PpoLagrangian(SMALL, "x", 4, 2)
     free.update(episodes())
     assert free.lagrange_multiplier == 0.0

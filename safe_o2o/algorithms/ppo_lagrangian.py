@@ -11,8 +11,13 @@ Continuous Control Using Generalized Advantage Estimation*, 2016 (eq. 16); Ray, 
     max_pi min_{lam >= 0}  J_r(pi) - lam (J_c(pi) - d)
 
 The policy climbs the clipped objective of the advantage (A_r - lam A_c) / (1 + lam), so that the
-size of a step does not grow with lam; lam follows by projected dual ascent on the mean cost of
-whole episodes, lam <- clip(lam + rate (J_c - d), 0, lam_max). No other controller is in between.
+size of a step does not grow with lam. Plain dual ascent on the mean cost of whole episodes is slow
+to begin and, driven by an untrained policy's costs, slow to come back; Stooke, Achiam, Abbeel,
+*Responsive Safety in Reinforcement Learning by PID Lagrangian Methods*, 2020 (algorithm 2), add a
+proportional term. Here both, without a derivative:
+
+    I <- clip(I + rate (J_c - d), 0, lam_max)
+    lam = clip(I + gain (average of late J_c - d), 0, lam_max)
 """
 
 from __future__ import annotations
@@ -59,8 +64,12 @@ class PpoLagrangianConfig:
     hidden_dims: tuple[int, ...] = (128, 128)
     initial_log_std: float = -0.5
     multiplier_rate: float = 0.002
-    """rise of lambda an update for each cost an episode above the limit; five times as much is too
-    much on PointGoal1: an untrained policy's costs drive lambda to where nothing moves any more"""
+    """rise of lambda's integral part an update for each cost an episode above the limit; five
+    times as much drives it, on PointGoal1's first costs alone, to where nothing moves"""
+    multiplier_gain: float = 0.1
+    """lambda's proportional part for each cost an episode above the limit; 0: plain dual ascent"""
+    cost_decay: float = 0.7
+    """of the average over updates that the proportional part looks at: a batch is few episodes"""
     multiplier_max: float = 10.0
 
     def __post_init__(self) -> None:
@@ -69,10 +78,12 @@ class PpoLagrangianConfig:
             *("total_updates", "clip", "epochs", "minibatch_size", "target_kl", "actor_rate"),
             *("critic_rate", "max_grad_norm", "multiplier_max"),
         )
+        if not 0.0 <= self.cost_decay < 1.0:
+            raise ConfigError(f"must lie in [0, 1), got {self.cost_decay}", where="cost_decay")
         for name in ("discount", "gae_lambda"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ConfigError(f"must lie in (0, 1], got {getattr(self, name)}", where=name)
-        for name in ("cost_limit", "entropy_weight", "multiplier_rate"):
+        for name in ("cost_limit", "entropy_weight", "multiplier_rate", "multiplier_gain"):
             value = getattr(self, name)
             if value is not None and not value >= 0.0:
                 raise ConfigError(f"must not be negative, got {value}", where=name)
@@ -180,7 +191,8 @@ class PpoLagrangian:
             self.critic = tanh_mlp(obs_dim, 1, config.hidden_dims, 1.0)
             self.cost_critic = tanh_mlp(obs_dim, 1, config.hidden_dims, 1.0)
         self.config, self.step = config, 0
-        self.lagrange_multiplier = 0.0
+        self.lagrange_multiplier, self._integral = 0.0, 0.0
+        self._cost: float | None = None  # average over late updates
         critics = [*self.critic.parameters(), *self.cost_critic.parameters()]
         self.actor_optimizer = torch.optim.Adam(self.policy.parameters(), config.actor_rate)
         self.critic_optimizer = torch.optim.Adam(critics, config.critic_rate)
@@ -203,8 +215,7 @@ class PpoLagrangian:
         episode_cost = float(episodes.cost.mul(valid).sum(0).mean())
         episode_reward = float(episodes.reward.mul(valid).sum(0).mean())
         if self.config.cost_limit is not None:
-            rise = self.config.multiplier_rate * (episode_cost - self.config.cost_limit)
-            self.lagrange_multiplier = min(max(lam + rise, 0.0), self.config.multiplier_max)
+            self._control(episode_cost, self.config.cost_limit)
         self.policy.normalizer.update(episodes.obs[:-1][valid])
         self.step += 1
         return {
@@ -214,6 +225,16 @@ class PpoLagrangian:
             "actor/std": float(self.policy.log_std.detach().exp().mean()),
             **metrics,
         }
+
+    def _control(self, cost: float, limit: float) -> None:
+        """The multiplier after a batch of episodes with this mean cost."""
+        config = self.config
+        before = cost if self._cost is None else self._cost
+        self._cost = config.cost_decay * before + (1.0 - config.cost_decay) * cost
+        risen = self._integral + config.multiplier_rate * (cost - limit)
+        self._integral = min(max(risen, 0.0), config.multiplier_max)
+        wanted = self._integral + config.multiplier_gain * (self._cost - limit)
+        self.lagrange_multiplier = min(max(wanted, 0.0), config.multiplier_max)
 
     def _estimate(
         self, critic: nn.Module, x: Tensor, signal: Tensor, episodes: Episodes
@@ -298,6 +319,8 @@ class PpoLagrangian:
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "lagrange_multiplier": self.lagrange_multiplier,
+            "integral": self._integral,
+            "cost": self._cost,
             "step": self.step,
             "generator": self.generator.get_state(),
             "noise": self.policy.generator.get_state(),
@@ -312,6 +335,7 @@ class PpoLagrangian:
         self.actor_optimizer.load_state_dict(deepcopy(state["actor_optimizer"]))
         self.critic_optimizer.load_state_dict(deepcopy(state["critic_optimizer"]))
         self.lagrange_multiplier, self.step = state["lagrange_multiplier"], state["step"]
+        self._integral, self._cost = state["integral"], state["cost"]
         self.generator.set_state(state["generator"])
         self.policy.generator.set_state(state["noise"])
 
