@@ -18,6 +18,9 @@ proportional term. Here both, without a derivative:
 
     I <- clip(I + rate (J_c - d), 0, lam_max)
     lam = clip(I + gain (average of late J_c - d), 0, lam_max)
+
+The limit counts only after `free_updates` (ours): priced from the first step on, a policy that
+knows no way to the reward learns to stand still.
 """
 
 from __future__ import annotations
@@ -63,9 +66,10 @@ class PpoLagrangianConfig:
     max_grad_norm: float = 0.5
     hidden_dims: tuple[int, ...] = (128, 128)
     initial_log_std: float = -0.5
+    free_updates: int = 30
+    """updates before the limit counts"""
     multiplier_rate: float = 0.002
-    """rise of lambda's integral part an update for each cost an episode above the limit; five
-    times as much drives it, on PointGoal1's first costs alone, to where nothing moves"""
+    """rise of lambda's integral part an update for each cost an episode above the limit"""
     multiplier_gain: float = 0.1
     """lambda's proportional part for each cost an episode above the limit; 0: plain dual ascent"""
     cost_decay: float = 0.7
@@ -83,7 +87,10 @@ class PpoLagrangianConfig:
         for name in ("discount", "gae_lambda"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ConfigError(f"must lie in (0, 1], got {getattr(self, name)}", where=name)
-        for name in ("cost_limit", "entropy_weight", "multiplier_rate", "multiplier_gain"):
+        for name in (
+            *("cost_limit", "entropy_weight"),
+            *("free_updates", "multiplier_rate", "multiplier_gain"),
+        ):
             value = getattr(self, name)
             if value is not None and not value >= 0.0:
                 raise ConfigError(f"must not be negative, got {value}", where=name)
@@ -214,7 +221,7 @@ class PpoLagrangian:
         metrics = self._epochs(x, action, before, advantage, reward_target, cost_target)
         episode_cost = float(episodes.cost.mul(valid).sum(0).mean())
         episode_reward = float(episodes.reward.mul(valid).sum(0).mean())
-        if self.config.cost_limit is not None:
+        if self.config.cost_limit is not None and self.step >= self.config.free_updates:
             self._control(episode_cost, self.config.cost_limit)
         self.policy.normalizer.update(episodes.obs[:-1][valid])
         self.step += 1
