@@ -21,6 +21,11 @@ tasks: dict[str, str] = dict(
     reach_place="safe_o2o_sim.tasks.reach_place:ReachPlace",
     safe_reach="safe_o2o_sim.tasks.safe_reach:SafeReach",
     safe_reach_2="safe_o2o_sim.tasks.safe_reach_2:SafeReach2",
+    safety_car_goal2="safe_o2o_sim.safety_gymnasium_env:CarGoal2",
+    safety_point_button1="safe_o2o_sim.safety_gymnasium_env:PointButton1",
+    safety_point_goal1="safe_o2o_sim.safety_gymnasium_env:PointGoal1",
+    safety_point_goal2="safe_o2o_sim.safety_gymnasium_env:PointGoal2",
+    safety_point_push1="safe_o2o_sim.safety_gymnasium_env:PointPush1",
 )
 behaviors: dict[str, str] = dict(
     expert="safe_o2o_sim.tasks.safe_reach_behaviors:Expert",

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes .venv with everything the demo and the tests need. Quick when nothing has changed.
 #
-#   scripts/setup.sh             the Python side
-#   scripts/setup.sh --browser   and a browser, for the test that opens the report in one
+#   scripts/setup.sh                       the Python side
+#   scripts/setup.sh --browser             and a browser, for the test that opens the report in one
+#   scripts/setup.sh --safety-gymnasium    and Safety-Gymnasium with what its pictures need (45 MB)
 #
 # System packages are installed with consent only: asked on a terminal, given by SAFE_O2O_YES=1 (or CI=true),
 # else the line to run is printed. Settings from the environment:
@@ -185,6 +186,26 @@ install_browser() {
   say "going on: the test that opens the report in a browser will be skipped"
 }
 
+# Its own pins cannot be met, so that no extra may name it: see requirements/safety_gymnasium.txt.
+install_safety_gymnasium() {
+  local list=requirements/safety_gymnasium.txt now
+  now=$(sha256sum "$STAMP" "$list" | sha256sum)
+  if ! fresh "$STAMP.safety_gymnasium" "$now"; then
+    say "Safety-Gymnasium and MuJoCo (about 45 MB to download, once)"
+    pip --no-deps -r "$list"
+    echo "$now" >"$STAMP.safety_gymnasium"
+  fi
+  draws && return
+  apt_install "Safety-Gymnasium's pictures need OpenGL without a screen" libosmesa6 && draws && return
+  say "going on: Safety-Gymnasium works without pictures; its tests that draw will be skipped"
+}
+
+# draws: MuJoCo finds an OpenGL that draws without a screen.
+draws() {
+  "$VENV/bin/python" -c 'from safe_o2o_sim.safety_gymnasium_renderer import context_class; context_class()' \
+    >/dev/null 2>&1
+}
+
 trap 'die "failed in line $LINENO: $BASH_COMMAND"' ERR
 find_python
 python_now=$(python_fingerprint) ros_now=$(ros_fingerprint)
@@ -211,4 +232,10 @@ else
   echo "$ros_now" >"$STAMP.ros"
   say "done"
 fi
-if [ "${1:-}" = --browser ]; then install_browser; fi
+for wish in "$@"; do
+  case "$wish" in
+    --browser) install_browser ;;
+    --safety-gymnasium) install_safety_gymnasium ;;
+    *) die "unknown option $wish" ;;
+  esac
+done

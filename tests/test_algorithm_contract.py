@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from safe_o2o import catalog
+from safe_o2o.algorithms.fosp import Fosp
+from safe_o2o.data.batch import Batch
 from safe_o2o.export.onnx import PARITY_STEPS, export_bundle
 from safe_o2o.interfaces import Algorithm, Policy
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
+from safe_o2o.spaces import ObservationSpec, Spec
 from tests.synthetic import SPEC, STATISTICS, sequence_batch
 
 
@@ -112,3 +115,23 @@ def test_exported_graph_agrees_over_carried_state(name: str, tmp_path: Path) -> 
         expected, state = network.act(batch, state)
         action, carry = graph.act(batch, carry)
         assert abs(action - expected.numpy()).max() <= 1e-5
+
+
+def test_two_cameras_and_nothing_else_are_enough_to_learn() -> None:
+    """As Safety-Gymnasium's tasks are: no vector in the observation."""
+    picture = SPEC.observation.arrays["image"]
+    spec = Spec(ObservationSpec({"front": picture, "back": picture}), SPEC.action)
+
+    def seen(seed: int) -> Batch:
+        batch, other = sequence_batch(seed), sequence_batch(seed + 50)
+        return replace(batch, obs={"front": batch.obs["image"], "back": other.obs["image"]})
+
+    algorithm = Fosp(replace(Fosp.preset("tiny"), total_updates=20), spec, {})
+    metrics = [algorithm.update(seen(seed)) for seed in range(2)]
+    assert all(math.isfinite(value) for row in metrics for value in row.values())
+    policy = algorithm.policy
+    obs = {name: picture[:, 0] for name, picture in seen(9).obs.items()}
+    for name in obs:
+        blind = {**obs, name: torch.zeros_like(obs[name])}
+        actions = [policy.act(o, policy.initial_carry(4))[0] for o in (obs, blind)]
+        assert not torch.equal(*actions)

@@ -206,7 +206,7 @@ def test_evaluate_refuses_a_folder_that_holds_no_policy(
 
 
 def test_seeds_of_different_purposes_never_meet_and_longer_runs_extend_shorter_ones() -> None:
-    purposes: tuple[seeds.Purpose, ...] = ("collect", "evaluate", "online")
+    purposes: tuple[seeds.Purpose, ...] = ("collect", "evaluate", "online", "behaviors")
     blocks = [
         seeds.episode_seeds(purpose, seed, 3)
         for purpose in purposes
@@ -214,7 +214,7 @@ def test_seeds_of_different_purposes_never_meet_and_longer_runs_extend_shorter_o
     ]
     firsts = sorted(block[0] for block in blocks)
     assert all(b - a >= seeds.EPISODES for a, b in itertools.pairwise(firsts))
-    assert max(firsts) + seeds.EPISODES <= 2**31
+    assert max(firsts) + seeds.EPISODES <= 2**32
     assert seeds.episode_seeds("online", 3, 5)[:2] == seeds.episode_seeds("online", 3, 2)
     with pytest.raises(ConfigError):
         seeds.episode_seeds("collect", seeds.SEEDS, 1)

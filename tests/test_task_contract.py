@@ -8,23 +8,36 @@ import numpy as np
 import pytest
 
 from safe_o2o import catalog
-from safe_o2o.errors import RobotStateError
-from safe_o2o.interfaces import Task
+from safe_o2o.errors import MissingDependencyError, RobotStateError
+from safe_o2o.interfaces import Env, Task
 from safe_o2o.runtime.robot_env import RobotEnv
 from safe_o2o.types import Source, Step, Verdict
 
 pytest.importorskip("safe_o2o_sim.bullet")
 from safe_o2o_sim.make import make_env
 
+STEPS = 12
+
 
 @pytest.fixture(scope="module", params=sorted(catalog.tasks))
-def env(request: pytest.FixtureRequest) -> Iterator[RobotEnv]:
-    made = make_env(request.param, max_steps=12)
+def env(request: pytest.FixtureRequest) -> Iterator[Env]:
+    try:
+        made = make_env(request.param, max_steps=STEPS)
+        made.reset(0)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
     yield made
     made.close()
 
 
-def play(env: RobotEnv, seed: int) -> list[Step]:
+@pytest.fixture
+def on_robot(env: Env) -> RobotEnv:
+    if not isinstance(env, RobotEnv):
+        pytest.skip("no robot and no filter in this task")
+    return env
+
+
+def play(env: Env, seed: int) -> list[Step]:
     generator = np.random.default_rng(seed)
     steps = [env.reset(seed)]
     while not (steps[-1].terminated or steps[-1].truncated):
@@ -33,7 +46,7 @@ def play(env: RobotEnv, seed: int) -> list[Step]:
     return steps
 
 
-def test_observations_fit_the_spec_and_costs_are_not_negative(env: RobotEnv) -> None:
+def test_observations_fit_the_spec_and_costs_are_not_negative(env: Env) -> None:
     for seed in range(3):
         for step in play(env, seed):
             env.spec.observation.check(step.obs)
@@ -46,35 +59,36 @@ def test_observations_fit_the_spec_and_costs_are_not_negative(env: RobotEnv) -> 
             assert (step.reason == "") == (step.verdict is Verdict.PASS)
 
 
-def test_terminated_is_not_truncated(env: RobotEnv) -> None:
+def test_terminated_is_not_truncated(env: Env) -> None:
     for seed in range(3):
         steps = play(env, seed)
         last = steps[-1]
         assert last.terminated != last.truncated
         assert not any(step.terminated or step.truncated for step in steps[:-1])
         if last.truncated:
-            assert len(steps) - 1 == env.task.max_steps
+            assert len(steps) - 1 == STEPS
 
 
-def test_the_first_step_owes_nothing(env: RobotEnv) -> None:
+def test_the_first_step_owes_nothing(env: Env) -> None:
     first = env.reset(0)
     assert (first.reward, first.cost, first.terminated, first.truncated) == (0.0, 0.0, False, False)
     assert first.stamp == 0.0
 
 
-def test_stamps_are_one_policy_period_apart(env: RobotEnv) -> None:
+def test_stamps_are_one_policy_period_apart(env: Env) -> None:
     stamps = [step.stamp for step in play(env, 1)]
     assert stamps == [round(k * env.spec.action.period, 9) for k in range(len(stamps))]
 
 
-def test_reset_is_seeded(env: RobotEnv) -> None:
+def test_reset_is_seeded(env: Env) -> None:
     first, other, again = env.reset(5), env.reset(6), env.reset(5)
     same = [np.array_equal(first.obs[name], again.obs[name]) for name in first.obs]
     assert all(same)
     assert not all(np.array_equal(first.obs[name], other.obs[name]) for name in first.obs)
 
 
-def test_executed_actions_add_up_to_the_way_of_the_tool(env: RobotEnv) -> None:
+def test_executed_actions_add_up_to_the_way_of_the_tool(on_robot: RobotEnv) -> None:
+    env = on_robot
     env.reset(2)
     task: Task = env.task
     began = env.robot.read()
@@ -86,7 +100,8 @@ def test_executed_actions_add_up_to_the_way_of_the_tool(env: RobotEnv) -> None:
     assert 0.5 * (whole + 1.0) * 0.04 - 0.02 == pytest.approx(total, abs=1e-6)
 
 
-def test_a_wish_that_is_not_finite_moves_nothing(env: RobotEnv) -> None:
+def test_a_wish_that_is_not_finite_moves_nothing(on_robot: RobotEnv) -> None:
+    env = on_robot
     env.reset(4)
     before = env.robot.read().q_command
     step = env.step(np.full(env.spec.action.dim, np.nan))
@@ -97,7 +112,7 @@ def test_a_wish_that_is_not_finite_moves_nothing(env: RobotEnv) -> None:
     assert env.step(np.zeros(env.spec.action.dim)).verdict is not Verdict.STOPPED
 
 
-def test_stepping_outside_an_episode_is_refused(env: RobotEnv) -> None:
+def test_stepping_outside_an_episode_is_refused(env: Env) -> None:
     play(env, 0)
     with pytest.raises(RobotStateError, match="reset"):
         env.step(np.zeros(env.spec.action.dim))

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from safe_o2o import catalog, config
-from safe_o2o.errors import BundleError, UnknownNameError
+from safe_o2o.data.behavior import FILE, read_behavior
+from safe_o2o.errors import BundleError, ConfigError, UnknownNameError
 from safe_o2o.interfaces import Algorithm, Env
-from safe_o2o.runtime.actors import Actor, BehaviorActor, PolicyActor, UniformRandomActor
+from safe_o2o.runtime.actors import (
+    Actor,
+    BehaviorActor,
+    PolicyActor,
+    TrainedActor,
+    UniformRandomActor,
+)
 from safe_o2o.runtime.rollout import MakeActor
 from safe_o2o.spaces import Spec
 
@@ -27,14 +34,6 @@ class SceneMaker:
         camera: False leaves the pictures out of the observations.
     """
 
-    imports: ClassVar = (
-        "safe_o2o_sim.make",
-        "safe_o2o_sim.pybullet_twin",
-        "safe_o2o_sim.tasks.safe_reach_2",
-        "safe_o2o_sim.twin_camera",
-    )
-    """What takes long to import, for workers to share; nothing that starts a thread may be here."""
-
     task: str
     variant: str
     camera: bool = True
@@ -42,6 +41,14 @@ class SceneMaker:
     def __post_init__(self) -> None:
         if self.task.replace("-", "_") not in catalog.tasks:
             raise UnknownNameError("task", self.task, catalog.tasks)
+
+    @property
+    def imports(self) -> tuple[str, ...]:
+        """What takes long to import, for workers to share; nothing that starts a thread is here."""
+        module = catalog.tasks[self.task.replace("-", "_")].partition(":")[0]
+        twin = ("safe_o2o_sim.pybullet_twin", "safe_o2o_sim.twin_camera")
+        on_robot = module.startswith("safe_o2o_sim.tasks.")
+        return ("safe_o2o_sim.make", module, *(twin if on_robot else ()))
 
     def __call__(self) -> Env:
         """A fresh environment."""
@@ -61,20 +68,42 @@ class SceneMaker:
 
 @dataclass(frozen=True)
 class BehaviorMaker:
-    """Makes scripted behaviours: one, or several that take turns by episode number."""
+    """Makes behaviours: one, or several that take turns by episode number.
+
+    Attributes:
+        names: of scripted ones in the catalogue, or paths of trained ones.
+    """
 
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
         for name in self.names:
-            if name not in catalog.behaviors:
+            if name in catalog.behaviors:
+                continue
+            if not ("/" in name or is_trained(Path(name))):
                 raise UnknownNameError("behavior", name, catalog.behaviors)
+            read_behavior(Path(name))  # refused before anything has run
 
     def __call__(self, env: Any) -> list[Actor]:
-        """The behaviours, each given the task that it knows everything about."""
-        return [
-            BehaviorActor(catalog.load("behavior", name)(env.task), name) for name in self.names
-        ]
+        """The behaviours, each given what it knows: its task, or the vector it was trained on."""
+        return [self._make(name, env) for name in self.names]
+
+    def _make(self, name: str, env: Any) -> Actor:
+        if name not in catalog.behaviors:
+            behavior = read_behavior(Path(name))
+            if not hasattr(env, "lidar"):
+                raise ConfigError("needs a task with lidar", where=f"behaviour {name}")
+            behavior.spec.require_same(env.lidar_spec, mine=f"behaviour {name}", theirs="the task")
+            return TrainedActor(behavior, env.lidar)
+        if hasattr(env, "task"):
+            return BehaviorActor(catalog.load("behavior", name)(env.task), name)
+        if name != "random":  # chance alone needs to know nothing
+            raise ConfigError(
+                "is written for the twin; this task's are trained",
+                where=f"behaviour {name}",
+                todo="train them with `safe-o2o behaviors` and name their folders",
+            )
+        return UniformRandomActor(env.spec.action.dim, name)
 
 
 @dataclass(frozen=True)
@@ -103,6 +132,11 @@ class CheckpointMaker:
         algorithm = load_algorithm(self.path)
         algorithm.spec.require_same(env.spec, mine=f"checkpoint {self.path}", theirs="the task")
         return PolicyActor(algorithm.policy, self.name)
+
+
+def is_trained(path: Path) -> bool:
+    """Whether a trained behaviour is at a path: its file, or the folder of its training."""
+    return path.name == FILE or (path / FILE).exists()
 
 
 def looks(make_actor: MakeActor) -> bool:
@@ -140,12 +174,13 @@ def resolve(who: str, name: str | None = None) -> tuple[str, MakeActor]:
 
     Args:
         who: `mixture`, `uniform`, a behaviour's name, or the path of a bundle, of a folder of
-            bundles (the newest counts), or of a checkpoint.
+            bundles (the newest counts), of a checkpoint, or of a trained behaviour.
         name: the label; by default the behaviour's name, or `policy-` with the folder's.
 
     Raises:
         UnknownNameError: neither a name nor a path; the message has the near miss.
         BundleError: the path is there but holds neither a bundle nor a checkpoint.
+        DataError: the trained behaviour is damaged.
     """
     if who == "mixture":
         return name or who, BehaviorMaker(MIXTURE)
@@ -162,7 +197,12 @@ def resolve(who: str, name: str | None = None) -> tuple[str, MakeActor]:
 
 
 def _from_path(path: Path, name: str | None) -> tuple[str, MakeActor]:
-    """A checkpoint is a file, or a folder of them; a bundle is a folder, or one of a folder's."""
+    """A checkpoint is a file, or a folder of them; a bundle is a folder, or one of a folder's.
+
+    The folder of a behaviour's training holds checkpoints too: what it is for comes first.
+    """
+    if is_trained(path):
+        return name or read_behavior(path).name, BehaviorMaker((str(path),))
     is_checkpoint = path.suffix == ".safetensors" or any(path.glob("step_*.safetensors"))
     if is_checkpoint:
         label = name or f"checkpoint-{path.stem}"

@@ -20,14 +20,15 @@ from safe_o2o.training.evaluate import summarize_by_behavior
 
 @dataclass(frozen=True)
 class Arguments:
-    """Record episodes of scripted behaviours; repeated, it goes on where it was.
+    """Record episodes of behaviours; repeated, it goes on where it was.
 
     Attributes:
         out: the dataset's folder; made when missing, filled up when begun.
         episodes: episodes in all, those already there included.
         task: catalogue name of the task.
         variant: scene variant of the task.
-        behaviors: who acts, separated by commas; they take turns, episode by episode.
+        behaviors: who acts, separated by commas; they take turns, episode by episode. Scripted ones
+            go by their names, trained ones (`safe-o2o behaviors`) by their folders.
         seed: which layouts; evaluation and online episodes never share them.
         workers: processes; 0 runs everything in this one.
     """

@@ -148,5 +148,6 @@ def describe(result: Mapping[str, Any]) -> str:
 
     return (
         f"{result['name']}: {rate('success')}, {rate('violation')}, "
-        f"return {result['return']['mean']:.2f}, n = {result['n']}, {result['variant']}"
+        f"return {result['return']['mean']:.2f}, cost {result['cost']['mean']:.2f}, "
+        f"n = {result['n']}, {result['variant']}"
     )

@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("safe_o2o.cli.demo", "the whole circle on the twin: collect to report"),
     "collect": ("safe_o2o.cli.collect", "record episodes with scripted behaviours"),
     "encode": ("safe_o2o.cli.encode", "a dataset of what a trained world model makes of another"),
+    "behaviors": ("safe_o2o.cli.behaviors", "train the behaviours that data are recorded with"),
     "train": ("safe_o2o.cli.train", "train an algorithm offline on a dataset"),
     "finetune": ("safe_o2o.cli.finetune", "go on training between rounds of new episodes"),
     "evaluate": ("safe_o2o.cli.evaluate", "run policies on fresh layouts and count"),

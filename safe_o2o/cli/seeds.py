@@ -1,4 +1,4 @@
-"""Seeds of episodes: what is collected, evaluated and met online never shares a layout."""
+"""Seeds of episodes: what is collected, evaluated, met online or trained on shares no layout."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Literal
 
 from safe_o2o.errors import ConfigError
 
-Purpose = Literal["collect", "evaluate", "online"]
-_PURPOSES: tuple[Purpose, ...] = ("collect", "evaluate", "online")
+Purpose = Literal["collect", "evaluate", "online", "behaviors"]
+_PURPOSES: tuple[Purpose, ...] = ("collect", "evaluate", "online", "behaviors")
 EPISODES = 100_000
 """Most episodes of one seed."""
 SEEDS = 7_000
-"""Number of seeds; 3 purposes x 7000 seeds x 100 000 episodes fit into 31 bits."""
+"""Number of seeds; 4 purposes x 7000 seeds x 100 000 episodes fit into 32 bits."""
 
 
 def episode_seeds(purpose: Purpose, seed: int, n: int) -> list[int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
+from safe_o2o.data.behavior import TrainedBehavior
 from safe_o2o.interfaces import Policy
 from safe_o2o.types import Array, Observation, Source
 
@@ -115,6 +116,31 @@ class BehaviorActor:
 
     def executed(self, action: Array) -> None:
         """See `Actor`; a script looks at the scene instead."""
+
+
+class TrainedActor:
+    """A trained behaviour as an actor: it looks at its own vector, whatever is recorded.
+
+    Args:
+        behavior: the behaviour; its noise is drawn, as in its training.
+        vector: what it observes `[D]`, now.
+    """
+
+    def __init__(self, behavior: TrainedBehavior, vector: Callable[[], Array]) -> None:
+        self.behavior, self.name, self._vector = behavior, behavior.name, vector
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        """Seed the noise; apart from the layout, which the same seed lays out."""
+        self._generator = np.random.default_rng([seed, 2])
+
+    def act(self, obs: Observation) -> tuple[Array, Source]:
+        """See `Actor`."""
+        noise = self._generator.standard_normal(self.behavior.spec.action.dim, np.float32)
+        return self.behavior.act(self._vector(), noise), Source.SCRIPT
+
+    def executed(self, action: Array) -> None:
+        """See `Actor`; it has no memory."""
 
 
 class UniformRandomActor:
