@@ -42,7 +42,7 @@ class Arguments:
         out: folder of the runs.
         results: the table's file; measurements are added to it, line by line.
         methods: who is compared, separated by commas: algorithms, and parts of FOSP to leave out
-            (`without_model`, `without_reach`, ...).
+            (`without_model`, `without_reach`, ...); empty only shows the table.
         preset: size of the networks.
         seeds: seeds of data, layouts, networks and draws, separated by commas.
         scenes: where to fine-tune, separated by commas; empty stops after the offline policy.
