@@ -65,6 +65,16 @@ class ActorObjectives:
             return loss
         return loss + self._penalty(feature, data, imagined, metrics)
 
+    def paths(self, which: str) -> frozenset[str]:
+        """Predictions along imagined rollouts that the actor is trained through.
+
+        Args:
+            which: objective of the phase.
+        """
+        through = {"imagined": {"reward", "cost"}, "reward": {"reward"}}.get(which, set())
+        penalty = {"cost"} if self.config.penalty == "imagined" else set()
+        return frozenset(through | penalty)
+
     def _regression(
         self,
         which: str,
@@ -124,18 +134,16 @@ class ActorObjectives:
         `reward`: A^r, pathwise, as Dreamer and SafeDreamer have it.
         """
         cfg, actor = self.config, self.net.actor
-        state = imagined.feature[:-1]
         gain = self._advantage(imagined, "reward")
         if which != "reward":
-            u, cost = self.read.feasible(state), self._advantage(imagined, "cost")
-            gain = losses.online_weight(u, gain, cost, cfg.beta)
+            u = self.read.imagined_feasible(imagined)
+            gain = losses.online_weight(u, gain, self._advantage(imagined, "cost"), cfg.beta)
         with torch.no_grad():
             weight = losses.imagination_weight(imagined.cont[:-1], cfg.discount_reward)
-        mean, std = actor(state.detach())
         if which == "score":
             move = imagined.action.detach()
-            gain = gain.detach() * actor.log_prob(move, mean, std)
-        loss = -losses.mean(weight * (gain + cfg.entropy * actor.entropy(std)))
+            gain = gain.detach() * actor.log_prob(move, imagined.mean, imagined.std)
+        loss = -losses.mean(weight * (gain + cfg.entropy * actor.entropy(imagined.std)))
         metrics["actor/loss"] = loss.detach()
         return loss
 
@@ -143,7 +151,7 @@ class ActorObjectives:
         """Imagined return minus value, normalised, `[H, N]`."""
         returns, scale = self.read.imagined_return(imagined, kind), self.scale[kind]
         with torch.no_grad():
-            value = self.net.value[kind](imagined.feature[:-1])[0]
+            value = self.read.imagined_value(imagined, kind)[:-1].detach()
             if isinstance(scale, PercentileNormalizer):
                 scale.update(returns)
             else:
@@ -161,7 +169,7 @@ class ActorObjectives:
         net, read = self.net, self.read
         if self.config.penalty == "imagined" and imagined is not None:
             returns = read.imagined_return(imagined, "cost").clamp(min=0.0)
-            returns = read.feasible(imagined.feature[:-1]) * returns
+            returns = read.imagined_feasible(imagined) * returns
             pessimistic = self.config.penalty_reduction == "sum"
             cost = losses.mean(returns.sum(0) if pessimistic else returns)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from safe_o2o.algorithms.duals import AugmentedLagrangian
 from safe_o2o.algorithms.fosp_actor import ActorObjectives
 from safe_o2o.algorithms.fosp_config import IMAGINED, FospConfig
 from safe_o2o.algorithms.fosp_policy import FospNet, cautious, stack_images, stack_vectors
-from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records, constant
+from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records
 from safe_o2o.algorithms.world_model import Imagined, Observed
 from safe_o2o.data.batch import Batch
 from safe_o2o.nets.parallel import Draws, own, world
@@ -62,8 +64,13 @@ class Objectives:
             return self._sum(batch, step)
 
     def _sum(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        cfg, net = self.config, self.net
         data = self.records(batch)
+        seen, model_loss, metrics = self.model(data, step)
+        return model_loss + self.behavior(seen, data, metrics), metrics
+
+    def model(self, data: Records, step: int) -> tuple[Observed, Tensor, dict[str, Tensor]]:
+        """The world model's part: a batch seen through it, its loss, and detached metrics."""
+        net = self.net
         seen = net.world_model.observe(
             data.image,
             data.vector,
@@ -71,8 +78,8 @@ class Objectives:
             data.is_first,
             Draws.batch(self.generator, len(data.image)),
         )
-        decode = not self.online or cfg.finetune.decode
-        model_loss, metrics = net.world_model.loss(
+        decode = not self.online or self.config.finetune.decode
+        loss, metrics = net.world_model.loss(
             seen,
             data.image,
             data.vector,
@@ -83,9 +90,13 @@ class Objectives:
             decode,
             step,
         )
+        return seen, loss, metrics
+
+    def behavior(self, seen: Observed, data: Records, metrics: dict[str, Tensor]) -> Tensor:
+        """The rest: critics, REF and actor, on records and along imagined rollouts."""
+        cfg, net = self.config, self.net
         feature = net.feature(seen.latent, seen.embed)
         feature = feature.detach() if cfg.gradient == "stop" else feature
-
         imagined = self.imagine(seen, data) if self.imagines else None
         target = self.critic_targets(feature, data)
         said = self.read.estimates(feature, data)
@@ -94,7 +105,7 @@ class Objectives:
         actor_loss = self.actor(
             self.actor_objective, said, feature, data, target, imagined, metrics
         )
-        return model_loss + critic_loss + reach_loss + actor_loss, metrics
+        return critic_loss + reach_loss + actor_loss
 
     @property
     def actor_objective(self) -> str:
@@ -149,12 +160,12 @@ class Objectives:
                 mine = torch.nonzero((pick >= rows.start) & (pick < rows.stop))[:, 0]
                 pick, draws = pick[mine] - rows.start, Draws(self.generator, starts, mine)
             latent, alive = Latent(*(x[pick] for x in latent)), alive[pick]
-        with constant(self.net.world_model):
+        paths = self.actor.paths(self.actor_objective)
+        with torch.set_grad_enabled(bool(paths) or self.actor_objective in IMAGINED):
             rollout = self.net.world_model.imagine(
-                latent, self.net.actor, self.config.horizon, draws
+                latent, self.net.actor, self.config.horizon, draws, paths
             )
-        cont = torch.cat([alive.unsqueeze(0), rollout.cont[1:]])
-        return rollout._replace(cont=cont)
+        return replace(rollout, cont=torch.cat([alive.unsqueeze(0), rollout.cont[1:]]))
 
     @torch.no_grad()
     def critic_targets(self, feature: Tensor, data: Records) -> dict[str, Tensor]:
@@ -206,22 +217,25 @@ class Objectives:
     def _imagined_critics(self, kind: str, imagined: Imagined) -> tuple[Tensor, Tensor]:
         """Losses of Q (L1 of fosp.md 3.3) and V on imagined pairs, 0 for what learns elsewhere."""
         cfg, read = self.config, self.read
-        zero = imagined.reward.new_zeros(())
+        zero = imagined.cont.new_zeros(())
         on_q, on_v = cfg.critic_target == "imagined", cfg.value_data != "replay"
         if not (on_q or on_v):
             return zero, zero
-        state, move = imagined.feature[:-1].detach(), imagined.action.detach()
         returns = read.imagined_return(imagined, kind).detach()
         weight = losses.imagination_weight(imagined.cont[:-1], read.discount(kind))
         critic, q_loss, value_loss = self.net.critic[kind], zero, zero
-        raw = critic.raw(state, move) if on_q or cfg.value_target == "q" else None
+        raw = None
+        if on_q or cfg.value_target == "q":
+            pair = read.imagined_pair(imagined)
+            with torch.set_grad_enabled(on_q):
+                raw = critic.raw(pair)
         if raw is not None and on_q:
-            q_loss = self._q_loss(kind, raw, state, move, returns, weight, mean=True)
+            q_loss = self._q_loss(kind, raw, pair, None, returns, weight, mean=True)
         if on_v:
             goal = returns
             if raw is not None and cfg.value_target == "q":
                 goal = cautious(kind, critic.decode(raw.detach()))
-            nll = self._value_nll(kind, self.net.value[kind].raw(state), goal)
+            nll = self._value_nll(kind, read.imagined_value_raw(imagined, kind)[:, :-1], goal)
             value_loss = losses.mean(weight * nll)
         return q_loss, value_loss
 
@@ -236,7 +250,7 @@ class Objectives:
         kind: str,
         raw: Tensor,
         state: Tensor,
-        action: Tensor,
+        action: Tensor | None,
         target: Tensor,
         weight: Tensor,
         mean: bool = False,
@@ -292,13 +306,13 @@ class Objectives:
         loss = losses.masked_mean(2.0 * tilt * reach.nll(raw_p, target_p)[0], pairs.valid)
         loss = loss + losses.masked_mean(critic.nll(said.q["reach"], ahead).sum(0), pairs.valid)
         if imagined is not None and cfg.reach_labels == "both":
-            state = imagined.feature.detach()
-            label = (imagined.cost.detach() > 0.5).float()
+            label = (imagined.x["cost"].detach() > 0.5).float()
             with torch.no_grad():
-                p_last = self.slow["value"]["reach"](state[-1])[0]
+                p_last = self.slow["value"]["reach"](imagined.feature[-1].detach())[0]
                 target_i = losses.imagined_reach_target(label, p_last, cfg.discount_reach)
             weight = losses.imagination_weight(imagined.cont, 1.0)
-            loss = loss + losses.mean(reach.nll(reach.raw(state), target_i)[0] * weight)
+            raw_i = self.read.imagined_value_raw(imagined, "reach")
+            loss = loss + losses.mean(reach.nll(raw_i, target_i)[0] * weight)
         metrics["reach/loss"] = loss.detach()
         metrics["reach/p"] = losses.masked_mean(p, data.mask)
         return loss

@@ -28,6 +28,9 @@ UNDECIDED = 1e-4
 
 def stack_vectors(spec: ObservationSpec, obs: Mapping[str, Tensor]) -> Tensor:
     """Concatenate the vectors of an observation in the spec's order, `[..., V]` float32."""
+    if not spec.vector_names:
+        image = obs[spec.image_names[0]]
+        return torch.zeros(*image.shape[:-3], 0, device=image.device)
     return torch.cat([obs[name].float() for name in spec.vector_names], -1)
 
 
