@@ -96,7 +96,7 @@ class Reading:
         return imagined.said["pair"]
 
     def imagined_return(self, imagined: Imagined, kind: str) -> Tensor:
-        """X_h of fosp.md 3.1, `[H, N]`, differentiable in the actions as the prediction of `kind`."""
+        """X_h of fosp.md 3.1, `[H, N]`, differentiable in the actions where the prediction is."""
         known = f"return/{kind}"
         if known not in imagined.said:
             imagined.said[known] = losses.imagined_lambda_return(

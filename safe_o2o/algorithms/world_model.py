@@ -236,7 +236,7 @@ class WorldModel(nn.Module):
         if self.config.decoder_size == 32:
             target = nn.functional.avg_pool2d(target, 2)
         decoded = self.decoder(feature[:, first::every].flatten(0, 1))
-        error = losses.image_loss(decoded.float(), target).unflatten(0, shown.shape[:2])
+        error = losses.image_loss(decoded, target).unflatten(0, shown.shape[:2])
         return losses.masked_mean(error, mask[:, first::every])
 
     def imagine(
@@ -275,7 +275,9 @@ class WorldModel(nn.Module):
         for h in range(horizon):
             mean, std = actor(features[-1].detach())
             action = mean + std * noise[h]
-            latent = rssm.img_step(latent, action if paths else action.detach(), uniform[h], weights)
+            latent = rssm.img_step(
+                latent, action if paths else action.detach(), uniform[h], weights
+            )
             features.append(torch.cat([latent.deter.to(low), latent.stoch], -1))
             actions.append(action)
             means.append(mean)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from safe_o2o.nets.mlp import LAYER_NORM_EPS, MLP, NormLinear, init_hidden, init_output
 from safe_o2o.nets.norm_silu import norm_silu
+from safe_o2o.nets.strided import Doubling, Halving
 
 
 class ChannelNorm(nn.Module):
@@ -52,7 +53,7 @@ class StridedCNN(nn.Module):
         dims = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
         layers: list[list[nn.Module]] = []
         for a, b in pairwise(dims):
-            conv = nn.Conv2d(a, b, 4, 2, padding=1, bias=False)
+            conv = Halving(a, b)
             init_hidden(conv)
             layers.append([conv, ChannelNorm(b)])
         self.layers = _numbered(layers)
@@ -177,7 +178,7 @@ class Decoder(nn.Module):
         layers: list[list[nn.Module]] = []
         for a, b in zip(dims, [*dims[1:], channels], strict=True):
             last = len(layers) == stages - 1
-            conv = nn.ConvTranspose2d(a, b, 4, 2, padding=1, bias=last)
+            conv = Doubling(a, b, bias=last)
             if last:
                 init_output(conv, 1.0)
                 layers.append([conv])

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from safe_o2o.nets.norm_silu import norm_silu

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 aten = torch.ops.aten
-_NARROW, _WIDE = 16, 128  # rows so short cost PyTorch's LayerNorm twice to five times as much
-_BLOCK = 1 << 18  # numbers of a block on a CPU: 1 MiB of float32, half of a usual second-level cache
+_WIDE = 128
+_BLOCK = (
+    1 << 18
+)  # numbers of a block on a CPU: 1 MiB of float32, half of a usual second-level cache
 
 
 def norm_silu(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -45,33 +47,25 @@ def _blocks(x: Tensor) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
-def _norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """LayerNorm of `[N, C]`, mean and reciprocal deviation `[N, 1]`."""
-    if x.shape[1] > _NARROW or x.device.type != "cpu":
-        return torch.native_layer_norm(x, x.shape[-1:], scale, shift, eps)
-    with torch.autocast("cpu", enabled=False):
-        share = x.new_full((x.shape[1], 1), 1.0 / x.shape[1])
-        mean = x @ share
-        centred = x - mean
-        rstd = torch.rsqrt(centred.square() @ share + eps)
-    return torch.addcmul(shift, centred.mul_(rstd), scale), mean, rstd
-
-
 class _NormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
         flat, full = x.reshape(-1, x.shape[-1]), scale.dtype
         out = torch.empty_like(flat)
-        moments = []
+        # Short rows cost PyTorch's LayerNorm several times as much: then its output is kept.
+        keeps = flat.shape[1] < _WIDE
+        moments: list[tuple[Tensor, Tensor]] = []
+        normed: list[Tensor | None] = []
         for rows in _blocks(flat):
             block = flat[rows].to(full)
-            y, mean, rstd = _norm(block, scale, shift, eps)
+            y, mean, rstd = torch.native_layer_norm(block, block.shape[-1:], scale, shift, eps)
+            normed.append(y.to(x.dtype) if keeps else None)
             if flat.dtype == full:
                 aten.silu.out(y, out=out[rows])
             else:
                 out[rows] = aten.silu_(y)
             moments.append((mean, rstd))
-        ctx.moments, ctx.eps = moments, eps
+        ctx.made, ctx.eps = list(zip(moments, normed, strict=True)), eps
         ctx.save_for_backward(x, scale, shift)
         return out.view(x.shape)
 
@@ -85,14 +79,11 @@ class _NormSiLU(torch.autograd.Function):
         d_scale, d_shift = torch.zeros_like(scale), torch.zeros_like(shift)
         learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         wanted = [True, learns, learns]
-        for rows, (mean, rstd) in zip(_blocks(flat), ctx.moments, strict=True):
+        for rows, ((mean, rstd), y) in zip(_blocks(flat), ctx.made, strict=True):
             block, size = flat[rows].to(full), flat.shape[-1:]
-            # Once more: cheaper than to fetch it from where it would have been kept.
-            if block.shape[1] < _WIDE:
-                y = torch.addcmul(shift, (block - mean).mul_(rstd), scale)
-            else:
+            if y is None:  # once more: cheaper than to keep it and fetch it
                 y = torch.native_layer_norm(block, size, scale, shift, ctx.eps)[0]
-            d_y = aten.silu_backward(d_out[rows].to(full), y)
+            d_y = aten.silu_backward(d_out[rows].to(full), y.to(full))
             parts = aten.native_layer_norm_backward(
                 d_y, block, size, mean, rstd, scale, shift, wanted
             )
