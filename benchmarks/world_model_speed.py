@@ -82,8 +82,10 @@ def learner(name: str, size: Size, starts: int, precision: Any, device: str) -> 
     spec = Spec(ObservationSpec(images), action)
     if name == "fosp":
         return Fosp(config, spec, device=device)
-    # DreamerV3 has no Q; ours would only watch.
-    config = replace(dreamer(config), critic_target="recorded", critic_replay="never")
+    # DreamerV3 has neither Q nor REF, and ours would only watch.
+    config = replace(
+        dreamer(config), critic_target="recorded", critic_replay="never", reach_labels="replay"
+    )
     return Dreamer(config, spec, device=device)
 
 
@@ -128,10 +130,7 @@ def ours(algorithm: Fosp, batch: Batch) -> dict[str, Callable[[], object]]:
         loss.backward()
         algorithm.optimize("model", metrics)
         latent = type(seen.latent)(*(x.detach() for x in seen.latent))
-        kept["seen"] = seen._replace(
-            embed=seen.embed.detach(), latent=latent, post=seen.post, prior=seen.prior
-        )
-        kept["data"] = data
+        kept["seen"], kept["data"] = seen._replace(embed=seen.embed.detach(), latent=latent), data
         return torch.stack(list(metrics.values())).tolist()
 
     def policy() -> list[float]:
