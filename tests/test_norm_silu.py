@@ -43,8 +43,12 @@ def test_blocks_have_the_gradients_of_autograd(
 
 
 @pytest.mark.parametrize("channels", [8, 160])
-def test_only_the_output_is_rounded(channels: int) -> None:
+@pytest.mark.parametrize("block", [20, 1 << 18])
+def test_only_the_output_is_rounded(
+    channels: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A bfloat16 input is worked on in float32: the error is that of one rounding, 2^-9."""
+    monkeypatch.setattr(module, "_BLOCK", block)
     x, scale, shift = _inputs((40, channels), torch.float32)
     low = x.detach().bfloat16().requires_grad_()
     got = norm_silu(low, scale, shift, EPS)
@@ -56,7 +60,8 @@ def test_only_the_output_is_rounded(channels: int) -> None:
     assert scale.grad is not None and scale.grad.dtype == torch.float32
 
 
-def test_a_layout_that_is_not_contiguous_changes_nothing() -> None:
+def test_a_layout_that_is_not_contiguous_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 20)
     x, scale, shift = _inputs((3, 4, 5, 6), torch.float64)
     turned = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)  # channels first in memory
     assert not turned.is_contiguous()
@@ -65,7 +70,8 @@ def test_a_layout_that_is_not_contiguous_changes_nothing() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_without_gradients_the_numbers_are_the_same() -> None:
+def test_without_gradients_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 20)
     inputs = _inputs((9, 12), torch.float32)
     with torch.no_grad():
         alone = norm_silu(*inputs, EPS)

@@ -190,8 +190,10 @@ class Decoder(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """`[B, F] -> [B, C, S, S]` around zero."""
         x = self.input(feature).unflatten(-1, (self.first, 4, 4))
-        # Channels last in memory from here on, as the norms read them.
-        return self.layers(x.contiguous(memory_format=torch.channels_last))
+        if self.first >= 128:
+            # Channels last in memory, as the norms read them; few channels are faster without.
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.layers(x)
 
 
 class VectorDecoder(MLP):

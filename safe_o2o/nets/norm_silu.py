@@ -33,8 +33,9 @@ def norm_silu(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     Returns:
         `[..., C]`. Differentiable once.
     """
-    if not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
-        # What becomes a graph of a deployed policy comes along here.
+    learns = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
+    if not learns or x.numel() <= _BLOCK:
+        # What fits into the cache anyway, and what becomes the graph of a deployed policy.
         y = torch.nn.functional.layer_norm(x.to(scale.dtype), x.shape[-1:], scale, shift, eps)
         return torch.nn.functional.silu(y).to(x.dtype)
     return _NormSiLU.apply(x, scale, shift, eps)  # type: ignore[no-any-return,no-untyped-call]
