@@ -182,7 +182,7 @@ def held_back(algorithm: Fosp, updates: int) -> tuple[Tensor, dict[str, float]]:
         metrics = algorithm.update(batch)
     part = algorithm.objectives
     data = part.records(batch)
-    seen, _, _ = part.model_loss(data, 0)
+    seen, _, _ = part.model(data, 0)
     feature = algorithm.net.feature(seen.latent, seen.embed)
     said = part.read.estimates(feature, data)
     target = part.critic_targets(feature, data)

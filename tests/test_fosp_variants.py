@@ -150,9 +150,8 @@ def test_the_score_function_is_a_weighted_log_likelihood_of_imagined_actions() -
         algorithm.update(sequence_batch(seed))
     algorithm.start_online()
     part, net = algorithm.objectives, algorithm.net
-    rollout, data = imagined(algorithm, sequence_batch(3))
-    feature = torch.zeros(*data.mask.shape, net.feature_dim)  # of the records: budgets alone ask
-    loss = part.actor._imagined("score", rollout, part.read.estimates(feature, data), data, {})
+    rollout, _ = imagined(algorithm, sequence_batch(3))
+    loss = part.actor._imagined("score", rollout, {})
     state = rollout.feature[:-1].detach()
     advantage = {
         kind: (part.read.imagined_return(rollout, kind).detach() - net.value[kind](state)[0])

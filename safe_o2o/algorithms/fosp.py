@@ -158,7 +158,10 @@ class Fosp:
         loss, metrics = self.objectives(batch, self.step)
         loss.backward()
         add_up(self.net.parameters())
-        self._optimize(metrics)
+        for name in self.optimizer:
+            self.optimize(name, metrics)
+        self.step += 1
+        self.online_step += int(self.online)
         self._average()
         shares = torch.stack([value.detach().float() for value in metrics.values()])
         return dict(zip(metrics, everywhere(shares).tolist(), strict=True))
@@ -191,19 +194,21 @@ class Fosp:
         left = 1.0 - self.step / cfg.total_updates
         return min(1.0, max(0.0, left / (1.0 - cfg.decay_start)))
 
-    def _optimize(self, metrics: dict[str, Tensor]) -> None:
-        factor = self._schedule()
-        for name, optimizer in self.optimizer.items():
-            clip = self.config.model_clip if name == "model" else self.config.policy_clip
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, clip)
-            metrics[f"grad/{name}"] = share(norm)
-            for group in optimizer.param_groups:
-                group["lr"] = self._rate[name] * factor * group.get("factor", 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.online_step += int(self.online)
+    def optimize(self, name: str, metrics: dict[str, Tensor]) -> None:
+        """Step one of the optimisers on the gradients that are there, and drop them.
+
+        Args:
+            name: `model`, `actor`, `critic` or `reach`.
+            metrics: where to note this process's share of the gradient's norm.
+        """
+        optimizer, factor = self.optimizer[name], self._schedule()
+        clip = self.config.model_clip if name == "model" else self.config.policy_clip
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        metrics[f"grad/{name}"] = share(nn.utils.clip_grad_norm_(parameters, clip))
+        for group in optimizer.param_groups:
+            group["lr"] = self._rate[name] * factor * group.get("factor", 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def _average(self) -> None:
         cfg = self.config

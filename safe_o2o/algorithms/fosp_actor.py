@@ -77,10 +77,21 @@ class ActorObjectives:
             loss = self._regression(which, said, feature, data, target, metrics)
         else:
             assert imagined is not None
-            loss = self._imagined(which, imagined, said, data, metrics)
+            price = self._price_ahead(imagined, said, data, metrics) if self.budgets else None
+            loss = self._imagined(which, imagined, metrics, price)
         if self.config.penalty == "none":
             return loss
         return loss + self._penalty(feature, data, imagined, metrics)
+
+    def paths(self, which: str) -> frozenset[str]:
+        """Predictions along imagined rollouts that the actor is trained through.
+
+        Args:
+            which: objective of the phase.
+        """
+        through = {"imagined": {"reward", "cost"}, "reward": {"reward"}}.get(which, set())
+        penalty = {"cost"} if self.config.penalty == "imagined" else set()
+        return frozenset(through | penalty)
 
     def _regression(
         self,
@@ -186,7 +197,8 @@ class ActorObjectives:
         advantage: dict[str, Tensor] = {}
         for kind, budget in self.budgets.items():
             with constant(self.net.critic[kind]):
-                ahead[kind] = cautious(kind, self.net.critic[kind](state, imagined.action))
+                action = imagined.action.to(state.dtype)
+                ahead[kind] = cautious(kind, self.net.critic[kind](state, action))
             with torch.no_grad():
                 value = self.net.value[kind](state)[0]
                 budget.scale.update(ahead[kind] - value, torch.ones_like(value))
@@ -204,30 +216,28 @@ class ActorObjectives:
         self,
         which: str,
         imagined: Imagined,
-        said: Estimates,
-        data: Records,
         metrics: dict[str, Tensor],
+        price: Tensor | None = None,
     ) -> Tensor:
         """-E[gain] - eta H along imagined rollouts (fosp.md 4.2).
 
         `imagined`: u A^r - (1 - u) A^c, pathwise; `score`: the same as a weight of log pi;
-        `reward`: A^r, pathwise, as Dreamer and SafeDreamer have it.
+        `reward`: A^r, pathwise, as Dreamer and SafeDreamer have it. `price` `[H, N]` is what the
+        budgets ask for the actions.
         """
         cfg, actor = self.config, self.net.actor
-        state = imagined.feature[:-1]
         gain = self._advantage(imagined, "reward")
         if which != "reward":
-            u, cost = self.read.feasible(state), self._advantage(imagined, "cost")
-            gain = losses.online_weight(u, gain, cost, cfg.beta)
-        if self.budgets:
-            gain = gain - self._price_ahead(imagined, said, data, metrics)
+            u = self.read.imagined_feasible(imagined)
+            gain = losses.online_weight(u, gain, self._advantage(imagined, "cost"), cfg.beta)
+        if price is not None:
+            gain = gain - price
         with torch.no_grad():
             weight = losses.imagination_weight(imagined.cont[:-1], cfg.discount_reward)
-        mean, std = actor(state.detach())
         if which == "score":
             move = imagined.action.detach()
-            gain = gain.detach() * actor.log_prob(move, mean, std)
-        loss = -losses.mean(weight * (gain + cfg.entropy * actor.entropy(std)))
+            gain = gain.detach() * actor.log_prob(move, imagined.mean, imagined.std)
+        loss = -losses.mean(weight * (gain + cfg.entropy * actor.entropy(imagined.std)))
         metrics["actor/loss"] = loss.detach()
         return loss
 
@@ -235,7 +245,7 @@ class ActorObjectives:
         """Imagined return minus value, normalised, `[H, N]`."""
         returns, scale = self.read.imagined_return(imagined, kind), self.scale[kind]
         with torch.no_grad():
-            value = self.net.value[kind](imagined.feature[:-1])[0]
+            value = self.read.imagined_value(imagined, kind)[:-1].detach()
             if isinstance(scale, PercentileNormalizer):
                 scale.update(returns)
             else:
@@ -253,7 +263,7 @@ class ActorObjectives:
         net, read = self.net, self.read
         if self.config.penalty == "imagined" and imagined is not None:
             returns = read.imagined_return(imagined, "cost").clamp(min=0.0)
-            returns = read.feasible(imagined.feature[:-1]) * returns
+            returns = read.imagined_feasible(imagined) * returns
             pessimistic = self.config.penalty_reduction == "sum"
             cost = losses.mean(returns.sum(0) if pessimistic else returns)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from safe_o2o.algorithms import losses
 from safe_o2o.algorithms.fosp_actor import ActorObjectives, Duals
 from safe_o2o.algorithms.fosp_config import IMAGINED, FospConfig
 from safe_o2o.algorithms.fosp_policy import FospNet, cautious, stack_images, stack_vectors
-from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records, constant
+from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records
 from safe_o2o.algorithms.world_model import Imagined, Observed
 from safe_o2o.data.batch import Batch
 from safe_o2o.errors import DataError
@@ -63,29 +65,18 @@ class Objectives:
             return self._sum(batch, step)
 
     def _sum(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        cfg, net = self.config, self.net
         data = self.records(batch)
-        metrics: dict[str, Tensor] = {}
-        imagined = None
-        if cfg.model == "rssm":
-            seen, model_loss, metrics = self.model_loss(data, step)
-            feature = net.feature(seen.latent, seen.embed)
-            feature = feature.detach() if cfg.gradient == "stop" else feature
-            imagined = self.imagine(seen, data) if self.imagines else None
-        else:
-            feature = net.world_model.embed(data.image, data.vector)
-            model_loss = data.mask.new_zeros(())
-        target = self.critic_targets(feature, data)
-        said = self.read.estimates(feature, data)
-        critic_loss = self.critic_loss(said, data, target, imagined, metrics)
-        reach_loss = self.reach_loss(said, feature, data, imagined, metrics)
-        actor_loss = self.actor(
-            self.actor_objective, said, feature, data, target, imagined, metrics
-        )
-        return model_loss + critic_loss + reach_loss + actor_loss, metrics
+        if self.config.model == "none":
+            metrics: dict[str, Tensor] = {}
+            feature = self.net.world_model.embed(data.image, data.vector)
+            return self.behavior(feature, None, data, metrics), metrics
+        seen, model_loss, metrics = self.model(data, step)
+        feature = self.net.feature(seen.latent, seen.embed)
+        feature = feature.detach() if self.config.gradient == "stop" else feature
+        return model_loss + self.behavior(feature, seen, data, metrics), metrics
 
-    def model_loss(self, data: Records, step: int) -> tuple[Observed, Tensor, dict[str, Tensor]]:
-        """The sequences seen through the world model, its loss, and metrics (fosp.md 2.2)."""
+    def model(self, data: Records, step: int) -> tuple[Observed, Tensor, dict[str, Tensor]]:
+        """The world model's part: a batch seen through it, its loss, and detached metrics."""
         model = self.net.model
         seen = model.observe(
             data.image,
@@ -106,6 +97,27 @@ class Objectives:
             step,
         )
         return seen, loss, metrics
+
+    def behavior(
+        self, feature: Tensor, seen: Observed | None, data: Records, metrics: dict[str, Tensor]
+    ) -> Tensor:
+        """The rest: critics, REF and actor, on records and along imagined rollouts.
+
+        Args:
+            feature: what the heads read of the recorded states `[B, T, F]`.
+            seen: the batch seen through the world model; None without one.
+            data: the batch.
+            metrics: where to note what came out.
+        """
+        imagined = self.imagine(seen, data) if seen is not None and self.imagines else None
+        target = self.critic_targets(feature, data)
+        said = self.read.estimates(feature, data)
+        critic_loss = self.critic_loss(said, data, target, imagined, metrics)
+        reach_loss = self.reach_loss(said, feature, data, imagined, metrics)
+        actor_loss = self.actor(
+            self.actor_objective, said, feature, data, target, imagined, metrics
+        )
+        return critic_loss + reach_loss + actor_loss
 
     @property
     def actor_objective(self) -> str:
@@ -171,10 +183,12 @@ class Objectives:
                 mine = torch.nonzero((pick >= rows.start) & (pick < rows.stop))[:, 0]
                 pick, draws = pick[mine] - rows.start, Draws(self.generator, starts, mine)
             latent, alive = Latent(*(x[pick] for x in latent)), alive[pick]
-        with constant(self.net.model):
-            rollout = self.net.model.imagine(latent, self.net.actor, self.config.horizon, draws)
-        cont = torch.cat([alive.unsqueeze(0), rollout.cont[1:]])
-        return rollout._replace(cont=cont)
+        paths = self.actor.paths(self.actor_objective)
+        with torch.set_grad_enabled(bool(paths) or self.actor_objective in IMAGINED):
+            rollout = self.net.model.imagine(
+                latent, self.net.actor, self.config.horizon, draws, paths
+            )
+        return replace(rollout, cont=torch.cat([alive.unsqueeze(0), rollout.cont[1:]]))
 
     @torch.no_grad()
     def critic_targets(self, feature: Tensor, data: Records) -> dict[str, Tensor]:
@@ -227,22 +241,25 @@ class Objectives:
     def _imagined_critics(self, kind: str, imagined: Imagined) -> tuple[Tensor, Tensor]:
         """Losses of Q (L1 of fosp.md 3.3) and V on imagined pairs, 0 for what learns elsewhere."""
         cfg, read = self.config, self.read
-        zero = imagined.reward.new_zeros(())
+        zero = imagined.cont.new_zeros(())
         on_q, on_v = cfg.critic_target == "imagined", cfg.value_data != "replay"
         if not (on_q or on_v):
             return zero, zero
-        state, move = imagined.feature[:-1].detach(), imagined.action.detach()
         returns = read.imagined_return(imagined, kind).detach()
         weight = losses.imagination_weight(imagined.cont[:-1], read.discount(kind))
         critic, q_loss, value_loss = self.net.critic[kind], zero, zero
-        raw = critic.raw(state, move) if on_q or cfg.value_target == "q" else None
+        raw = None
+        if on_q or cfg.value_target == "q":
+            pair = read.imagined_pair(imagined)
+            with torch.set_grad_enabled(on_q):
+                raw = critic.raw(pair)
         if raw is not None and on_q:
-            q_loss = self._q_loss(kind, raw, state, move, returns, weight, mean=True)
+            q_loss = self._q_loss(kind, raw, pair, None, returns, weight, mean=True)
         if on_v:
             goal = returns
             if raw is not None and cfg.value_target == "q":
                 goal = cautious(kind, critic.decode(raw.detach()))
-            nll = self._value_nll(kind, self.net.value[kind].raw(state), goal)
+            nll = self._value_nll(kind, read.imagined_value_raw(imagined, kind)[:, :-1], goal)
             value_loss = losses.mean(weight * nll)
         return q_loss, value_loss
 
@@ -257,7 +274,7 @@ class Objectives:
         kind: str,
         raw: Tensor,
         state: Tensor,
-        action: Tensor,
+        action: Tensor | None,
         target: Tensor,
         weight: Tensor,
         mean: bool = False,
@@ -314,13 +331,13 @@ class Objectives:
         loss = losses.masked_mean(2.0 * tilt * reach.nll(raw_p, target_p)[0], pairs.valid)
         loss = loss + losses.masked_mean(critic.nll(said.q["reach"], ahead).sum(0), pairs.valid)
         if imagined is not None and cfg.reach_labels == "both":
-            state = imagined.feature.detach()
-            label = (imagined.cost.detach() > 0.5).float()
+            label = (imagined.x["cost"].detach() > 0.5).float()
             with torch.no_grad():
-                p_last = self.slow["value"]["reach"](state[-1])[0]
+                p_last = self.slow["value"]["reach"](imagined.feature[-1].detach())[0]
                 target_i = losses.imagined_reach_target(label, p_last, cfg.discount_reach)
             weight = losses.imagination_weight(imagined.cont, 1.0)
-            loss = loss + losses.mean(reach.nll(reach.raw(state), target_i)[0] * weight)
+            raw_i = self.read.imagined_value_raw(imagined, "reach")
+            loss = loss + losses.mean(reach.nll(raw_i, target_i)[0] * weight)
         metrics["reach/loss"] = loss.detach()
         metrics["reach/p"] = losses.masked_mean(p, data.mask)
         return loss

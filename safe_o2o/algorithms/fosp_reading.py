@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from safe_o2o.algorithms import losses
 from safe_o2o.algorithms.fosp_config import FospConfig
 from safe_o2o.algorithms.fosp_policy import FospNet, cautious
 from safe_o2o.algorithms.world_model import Imagined
+from safe_o2o.nets.mlp import constant
 
 KINDS = ("reward", "cost")
-
-
-@contextmanager
-def constant(*modules: nn.Module) -> Iterator[None]:
-    """Treat the parameters of modules as constants; gradients still reach their inputs."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)
@@ -77,14 +63,52 @@ class Reading:
             return self.config.budget.discount
         return self.config.discount_reward if kind == "reward" else self.config.discount_cost
 
+    def imagined_value(self, imagined: Imagined, kind: str) -> Tensor:
+        """V of states 0..H `[H+1, N]`, differentiable in the actions as the prediction of `kind`.
+
+        The values' own parameters are constants.
+        """
+        known = f"value/{kind}"
+        if known not in imagined.said:
+            if imagined.x[kind].requires_grad:
+                with constant(self.net.value), torch.enable_grad():
+                    found = self.net.value[kind](imagined.feature)[0]
+            else:
+                raw = self.imagined_value_raw(imagined, kind).detach()
+                found = self.net.value[kind].decode(raw)[0]
+            imagined.said[known] = found
+        return imagined.said[known]
+
+    def imagined_value_raw(self, imagined: Imagined, kind: str) -> Tensor:
+        """Raw output of V at states 0..H `[1, H+1, N, K]`, for V to learn from."""
+        known = f"raw value/{kind}"
+        if known not in imagined.said:
+            cfg = self.config
+            learns = cfg.reach_labels == "both" if kind == "reach" else cfg.value_data != "replay"
+            with torch.set_grad_enabled(learns):
+                imagined.said[known] = self.net.value[kind].raw(imagined.feature.detach())
+        return imagined.said[known]
+
+    def imagined_pair(self, imagined: Imagined) -> Tensor:
+        """What Q reads of states and actions 0..H-1 `[H, N, F + A]`, cut from the graph."""
+        if "pair" not in imagined.said:
+            state = imagined.feature[:-1].detach()
+            action = imagined.action.detach().to(state.dtype)
+            imagined.said["pair"] = torch.cat([state, action], -1)
+        return imagined.said["pair"]
+
     def imagined_return(self, imagined: Imagined, kind: str) -> Tensor:
-        """X_h of fosp.md 3.1, `[H, N]`, differentiable in the actions."""
-        with constant(self.net.value):
-            value = self.net.value[kind](imagined.feature)[0]
-        x = imagined.reward if kind == "reward" else imagined.cost
-        return losses.imagined_lambda_return(
-            x, value, imagined.cont, self.discount(kind), self.config.lambda_
-        )
+        """X_h of fosp.md 3.1, `[H, N]`, differentiable in the actions where the prediction is."""
+        known = f"return/{kind}"
+        if known not in imagined.said:
+            imagined.said[known] = losses.imagined_lambda_return(
+                imagined.x[kind],
+                self.imagined_value(imagined, kind),
+                imagined.cont,
+                self.discount(kind),
+                self.config.lambda_,
+            )
+        return imagined.said[known]
 
     def estimates(self, feature: Tensor, data: Records) -> Estimates:
         """Critics and values at the recorded pairs."""
@@ -106,6 +130,12 @@ class Reading:
     def u(self, p: Tensor) -> Tensor:
         """1 - p, the probability of no violation to come `[...]`; 1 without REF."""
         return 1.0 - p if self.config.feasibility == "reach" else torch.ones_like(p)
+
+    @torch.no_grad()
+    def imagined_feasible(self, imagined: Imagined) -> Tensor:
+        """The u of states 0..H-1 of rollouts `[H, N]`."""
+        raw = self.imagined_value_raw(imagined, "reach")[0, :-1]
+        return self.u(self.net.value["reach"].decode(raw.detach()))
 
     @torch.no_grad()
     def feasible(self, feature: Tensor) -> Tensor:

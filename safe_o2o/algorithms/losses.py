@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from safe_o2o.nets.distribution import categorical_kl
 from safe_o2o.nets.parallel import Draws, everywhere, world
@@ -165,8 +166,28 @@ def kl_loss(
 
 
 def image_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Sum of squared errors over an image `[..., C, H, W] -> [...]`; no factor 1/2."""
-    return (prediction - target).square().sum((-3, -2, -1))
+    """Sum of squared errors over an image `[..., C, H, W] -> [...]`; no factor 1/2.
+
+    Computed in the dtype of `target`, which gets no gradient.
+    """
+    return _SquaredError.apply(prediction, target)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _SquaredError(torch.autograd.Function):
+    """By itself, because autograd goes through as many numbers six times, and images are many."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor) -> Tensor:
+        error = prediction - target
+        ctx.save_for_backward(error)
+        ctx.dtype = prediction.dtype
+        return error.square().sum((-3, -2, -1))
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (error,) = ctx.saved_tensors
+        return (error * (2.0 * grad[..., None, None, None])).to(ctx.dtype), None
 
 
 def cost_weight(cost: Tensor, weight: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,7 @@ from safe_o2o.errors import ConfigError
 from safe_o2o.nets.backbone import Backbone, BackboneConfig
 from safe_o2o.nets.critic import NumberHead
 from safe_o2o.nets.encoder import Decoder, Encoder, KeypointCNN, StridedCNN, VectorDecoder
-from safe_o2o.nets.mlp import MLP
+from safe_o2o.nets.mlp import MLP, constant
 from safe_o2o.nets.normalizer import VectorNormalizer
 from safe_o2o.nets.parallel import Draws
 from safe_o2o.nets.precision import Precision
@@ -106,14 +106,28 @@ class Observed(NamedTuple):
     prior: Tensor
 
 
-class Imagined(NamedTuple):
-    """A rollout in the model; time on axis 0, states 0..H, actions 0..H-1."""
+@dataclass(frozen=True)
+class Imagined:
+    """A rollout in the model; time on axis 0, states 0..H, actions 0..H-1.
+
+    Attributes:
+        feature: of the states `[H+1, N, F]`, in the arithmetic of the matrix products.
+        action: `[H, N, A]`.
+        mean: of the actor's distribution at states 0..H-1 `[H, N, A]`.
+        std: its standard deviation `[H, N, A]`.
+        x: predicted `reward` and `cost` `[H+1, N]`; those have a gradient in the actions whose
+            names were asked for.
+        cont: continue flags `[H+1, N]`.
+        said: what critics and values said of it so far, for those who ask again.
+    """
 
     feature: Tensor
     action: Tensor
-    reward: Tensor
-    cost: Tensor
+    mean: Tensor
+    std: Tensor
+    x: dict[str, Tensor]
     cont: Tensor
+    said: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Perception(nn.Module):
@@ -297,7 +311,7 @@ class WorldModel(Perception):
         if self.config.decoder_size == 32:
             target = nn.functional.avg_pool2d(target, 2)
         decoded = decoder(feature[:, first::every].flatten(0, 1))
-        error = losses.image_loss(decoded.float(), target).unflatten(0, shown.shape[:2])
+        error = losses.image_loss(decoded, target).unflatten(0, shown.shape[:2])
         return losses.masked_mean(error, mask[:, first::every])
 
     def imagine(
@@ -306,33 +320,51 @@ class WorldModel(Perception):
         actor: nn.Module,
         horizon: int,
         source: Draws | torch.Generator | None,
+        paths: Collection[str] = ("reward", "cost"),
     ) -> Imagined:
         """Roll the prior out under an actor, re-parameterised (fosp.md 2.5).
+
+        The model's parameters are constants here: gradients reach the actor alone.
 
         Args:
             start: states `[N, ...]`, detached by the caller.
             actor: feature `[N, F]` -> (mean, std) `[N, A]`; reads a detached feature.
             horizon: H.
             source: of all samples.
-
-        Returns:
-            features `[H+1, N, F]`, actions `[H, N, A]`, head predictions `[H+1, N]`.
+            paths: predictions that are to be differentiable in the actions; with none of them the
+                rollout is cut from the graph, but for mean and std.
         """
-        latent, features, actions = start, [start.feature], []
+        rssm, deter = self.rssm, start.deter
+        kind = deter.device.type
+        on = torch.is_autocast_enabled(kind)
+        low = torch.get_autocast_dtype(kind) if on else deter.dtype
         draws = source if isinstance(source, Draws) else Draws(source)
-        for _ in range(horizon):
-            mean, std = actor(latent.feature.detach())
-            action = mean + std * draws.draw(torch.randn, mean.shape, mean)
-            latent = self.rssm.img_step(latent, action, draws)
+        size = len(deter)
+        uniform = draws.draw(torch.rand, (horizon, size, rssm.latents), deter, 1)
+        noise = draws.draw(torch.randn, (horizon, size, rssm.action_dim), deter, 1)
+        weights = rssm.step_weights(low)
+        latent = Latent(deter, start.stoch.to(low))
+        # The one-hots are exact in any arithmetic; the state itself stays float32 throughout.
+        features = [torch.cat([latent.deter.to(low), latent.stoch], -1)]
+        actions, means, stds = [], [], []
+        for h in range(horizon):
+            mean, std = actor(features[-1].detach())
+            action = mean + std * noise[h]
+            latent = rssm.img_step(
+                latent, action if paths else action.detach(), uniform[h], weights
+            )
+            features.append(torch.cat([latent.deter.to(low), latent.stoch], -1))
             actions.append(action)
-            features.append(latent.feature)
+            means.append(mean)
+            stds.append(std)
         feature = torch.stack(features)
-        cont = (self.cont(feature)[..., 0] > 0).to(feature.dtype)
+        x = {}
+        with constant(self):
+            for name, head in (("reward", self.reward), ("cost", self.cost)):
+                x[name] = head.predict(feature if name in paths else feature.detach())
+            cont = (self.cont(feature.detach())[..., 0] > 0).to(deter.dtype)
+        # Costs are never negative; a regression head may dip below (fosp.md 3.6).
+        x["cost"] = x["cost"].clamp(min=0.0)
         return Imagined(
-            feature,
-            torch.stack(actions),
-            self.reward.predict(feature),
-            # Costs are never negative; a regression head may dip below (fosp.md 3.6).
-            self.cost.predict(feature).clamp(min=0.0),
-            cont,
+            feature, torch.stack(actions), torch.stack(means), torch.stack(stds), x, cont
         )

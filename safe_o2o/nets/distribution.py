@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from safe_o2o.nets.parallel import Draws
 
@@ -43,24 +45,54 @@ class TwoHot(nn.Module):
         grid = torch.linspace(low, high, bins, dtype=torch.float64)
         self.register_buffer("bin", grid.to(torch.float32), persistent=False)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Two-hot target `[..., bins]` of numbers `[...]`; off the grid they clamp to its ends."""
+    def place(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The bin at or below numbers `[...]`, and the share of the next one."""
         y = torch.clamp(symlog(x), self.low, self.high)
         position = (y - self.low) / self.width
         below = torch.clamp(position.floor(), 0, self.size - 2)
-        weight = (position - below).unsqueeze(-1)
-        index = below.long().unsqueeze(-1)
+        return below.long(), position - below
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Two-hot target `[..., bins]` of numbers `[...]`; off the grid they clamp to its ends."""
+        below, weight = self.place(x)
+        index, weight = below.unsqueeze(-1), weight.unsqueeze(-1)
         target = torch.zeros(*x.shape, self.size, dtype=weight.dtype, device=x.device)
         target.scatter_(-1, index, 1.0 - weight)
         return target.scatter_add_(-1, index + 1, weight)
 
     def decode(self, logits: Tensor) -> Tensor:
         """Symexp of the mean bin, `[..., bins] -> [...]` (mean first, then symexp)."""
-        return symexp((torch.softmax(logits, -1) * self.bin).sum(-1))
+        with torch.autocast(logits.device.type, enabled=False):
+            return symexp(torch.softmax(logits, -1) @ self.bin.to(logits.dtype))
 
     def nll(self, logits: Tensor, x: Tensor) -> Tensor:
-        """Cross entropy `[...]` of logits `[..., bins]` against numbers `[...]`."""
-        return -(self.encode(x) * torch.log_softmax(logits, -1)).sum(-1)
+        """Cross entropy `[...]` of logits `[..., bins]` against numbers `[...]`.
+
+        Only two bins of a target are not zero: nothing as large as the logits is made for it.
+        """
+        below, weight = self.place(x)
+        index = torch.stack([below, below + 1], -1)
+        share = torch.stack([1.0 - weight, weight], -1)
+        return _CrossEntropy.apply(logits, index, share)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Of logits `[..., K]` against targets that are zero but for shares `[..., 2]` at indices."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, index: Tensor, share: Tensor) -> Tensor:
+        p = torch.softmax(logits, -1)
+        # The largest probability is no less than 1 / K: its logarithm is exact, and gives the sum.
+        total = logits.amax(-1) - p.amax(-1).log_()
+        ctx.save_for_backward(p, index, share)
+        return total - (logits.gather(-1, index) * share).sum(-1)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        p, index, share = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        return (p * grad).scatter_add_(-1, index, -share * grad), None, None
 
 
 def unimix(logits: Tensor, mix: float) -> Tensor:

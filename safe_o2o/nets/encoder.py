@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from safe_o2o.nets.backbone import Backbone
 from safe_o2o.nets.keypoints import expected_positions, position_moments
 from safe_o2o.nets.mlp import LAYER_NORM_EPS, MLP, NormLinear, init_hidden, init_output
+from safe_o2o.nets.norm_silu import norm_silu
+from safe_o2o.nets.strided import Doubling, Halving
 
 
 class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of `[B, C, H, W]`."""
+    """LayerNorm over the channels of `[B, C, H, W]`, and SiLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -27,7 +29,17 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W] -> [B, C, H, W]`."""
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x, norm = x.permute(0, 2, 3, 1), self.norm
+        return norm_silu(x, norm.weight, norm.bias, norm.eps).permute(0, 3, 1, 2)
+
+
+def _numbered(stages: Sequence[Sequence[nn.Module]]) -> nn.Sequential:
+    """Stages of convolution and norm; every third number was SiLU's, and checkpoints keep it."""
+    layers = nn.Sequential()
+    for i, stage in enumerate(stages):
+        for j, layer in enumerate(stage):
+            layers.add_module(str(3 * i + j), layer)
+    return layers
 
 
 class StridedCNN(nn.Module):
@@ -41,12 +53,12 @@ class StridedCNN(nn.Module):
     def __init__(self, channels: int, depth: int = 32) -> None:
         super().__init__()
         dims = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
-        layers: list[nn.Module] = []
+        layers: list[list[nn.Module]] = []
         for a, b in pairwise(dims):
-            conv = nn.Conv2d(a, b, 4, 2, padding=1, bias=False)
+            conv = Halving(a, b)
             init_hidden(conv)
-            layers += [conv, ChannelNorm(b), nn.SiLU()]
-        self.layers = nn.Sequential(*layers)
+            layers.append([conv, ChannelNorm(b)])
+        self.layers = _numbered(layers)
         self.out_dim = dims[-1] * 4 * 4
 
     def forward(self, image: Tensor) -> Tensor:
@@ -171,21 +183,25 @@ class Decoder(nn.Module):
         self.first = dims[0]
         self.input = nn.Linear(feature_dim, dims[0] * 4 * 4)
         init_output(self.input, 1.0)
-        layers: list[nn.Module] = []
+        layers: list[list[nn.Module]] = []
         for a, b in zip(dims, [*dims[1:], channels], strict=True):
-            last = len(layers) == 3 * (stages - 1)
-            conv = nn.ConvTranspose2d(a, b, 4, 2, padding=1, bias=last)
+            last = len(layers) == stages - 1
+            conv = Doubling(a, b, bias=last)
             if last:
                 init_output(conv, 1.0)
-                layers.append(conv)
+                layers.append([conv])
             else:
                 init_hidden(conv)
-                layers += [conv, ChannelNorm(b), nn.SiLU()]
-        self.layers = nn.Sequential(*layers)
+                layers.append([conv, ChannelNorm(b)])
+        self.layers = _numbered(layers)
 
     def forward(self, feature: Tensor) -> Tensor:
         """`[B, F] -> [B, C, S, S]` around zero."""
-        return self.layers(self.input(feature).unflatten(-1, (self.first, 4, 4)))
+        x = self.input(feature).unflatten(-1, (self.first, 4, 4))
+        if self.first >= 128:
+            # Channels last in memory, as the norms read them; few channels are faster without.
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.layers(x)
 
 
 class VectorDecoder(MLP):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
+
+from safe_o2o.nets.norm_silu import norm_silu
 
 LAYER_NORM_EPS = 1e-3
 
@@ -39,13 +41,9 @@ class NormLinear(nn.Module):
         self.norm = nn.LayerNorm(out_dim, eps=LAYER_NORM_EPS)
         init_hidden(self.linear)
 
-    def activate(self, y: Tensor) -> Tensor:
-        """What follows the linear map, for those who computed that in parts."""
-        return nn.functional.silu(self.norm(y))
-
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., in_dim] -> [..., out_dim]`."""
-        return self.activate(self.linear(x).float())
+        """`[..., in_dim] -> [..., out_dim]`, in the arithmetic of the product."""
+        return norm_silu(self.linear(x), self.norm.weight, self.norm.bias, self.norm.eps)
 
 
 class MLP(nn.Module):
@@ -77,16 +75,14 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def detach_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers cut from the graph, for `torch.func.functional_call`.
-
-    Gradients still flow to the module's *inputs*: this is how an actor climbs a critic without
-    training it.
-    """
-    named = [*module.named_parameters(), *module.named_buffers()]
-    return {name: tensor.detach() for name, tensor in named}
-
-
-def call_frozen(module: nn.Module, *args: Tensor) -> Tensor:
-    """`module(*args)` with its parameters treated as constants."""
-    return torch.func.functional_call(module, detach_parameters(module), args)
+@contextmanager
+def constant(*modules: nn.Module) -> Iterator[None]:
+    """Treat the parameters of modules as constants; gradients still reach their inputs."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -7,15 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from safe_o2o.nets.distribution import (
-    categorical_mode,
-    gumbel_noise,
-    straight_through_sample,
-    unimix,
-)
+from safe_o2o.nets.distribution import categorical_mode, gumbel_noise, unimix
 from safe_o2o.nets.mlp import LAYER_NORM_EPS, NormLinear, init_hidden, init_output
 from safe_o2o.nets.parallel import Draws
 from safe_o2o.nets.rssm_scan import ScanWeights, scan
+from safe_o2o.nets.rssm_step import StepWeights, step
 
 
 class Latent(NamedTuple):
@@ -81,7 +77,7 @@ class RSSM(nn.Module):
     ) -> None:
         super().__init__()
         self.deter_dim, self.latents, self.classes, self.mix = deter_dim, latents, classes, mix
-        self.stoch_dim = latents * classes
+        self.stoch_dim, self.action_dim = latents * classes, action_dim
         self.feature_dim = deter_dim + self.stoch_dim
         self.img_in = NormLinear(self.stoch_dim + action_dim, hidden_dim)
         self.gru = NormGRUCell(hidden_dim, deter_dim)
@@ -119,14 +115,37 @@ class RSSM(nn.Module):
     def _scaled(action: Tensor) -> Tensor:
         return action / torch.clamp(action.abs(), min=1.0).detach()
 
+    def step_weights(self, dtype: torch.dtype) -> StepWeights:
+        """What `img_step` reads, once for a rollout; cut from the graph.
+
+        Args:
+            dtype: arithmetic of the matrix products.
+        """
+        weight = self.img_in.linear.weight
+        by_stoch, by_action = weight.split([self.stoch_dim, self.action_dim], 1)
+        return StepWeights(
+            by_stoch, by_action, self.img_in.norm.weight, self.img_in.norm.bias,
+            self.gru.linear.weight, self.gru.norm.weight, self.gru.norm.bias,
+            self.img_out.linear.weight, self.img_out.norm.weight, self.img_out.norm.bias,
+            self.img_stats.weight, self.img_stats.bias,
+        ).constant(dtype)  # fmt: skip
+
     def img_step(
-        self, latent: Latent, action: Tensor, source: Draws | torch.Generator | None = None
+        self, latent: Latent, action: Tensor, uniform: Tensor, weights: StepWeights
     ) -> Latent:
-        """One imagined step: sample the prior."""
-        deter = self.advance(latent, action)
-        log_p = self.prior_log_p(deter)
-        noise = gumbel_noise(log_p.shape, source, log_p)
-        return Latent(deter, straight_through_sample(log_p, noise).flatten(-2))
+        """One imagined step: sample the prior of a constant model.
+
+        Args:
+            latent: `[N, ...]`; its one-hots in the arithmetic of the products.
+            action: `[N, A]`.
+            uniform: `[N, L]` in [0, 1), the draws.
+            weights: from `step_weights`.
+        """
+        deter, stoch = step(
+            latent.deter, latent.stoch, self._scaled(action), uniform, weights,
+            classes=self.classes, mix=self.mix, eps=LAYER_NORM_EPS,
+        )  # fmt: skip
+        return Latent(deter, stoch)
 
     def reset(self, latent: Latent, action: Tensor, is_first: Tensor) -> tuple[Latent, Tensor]:
         """Put the initial state and a zero action where `is_first` `[B, 1]` is one."""
