@@ -119,7 +119,7 @@ def test_it_learns_and_a_limit_on_costs_is_kept(tmp_path: Path) -> None:
     config = replace(CONFIG, total_updates=25, actor_rate=2e-2, critic_rate=1e-2)
     make = partial(SpeedEnv, 8, 10)
     unsafe = train(tmp_path / "unsafe", config, make)
-    dear = replace(config, cost_limit=1.0, multiplier_rate=0.1, free_updates=5)
+    dear = replace(config, cost_limit=1.0, multiplier_rate=0.1, gain_after=5)
     safe = train(tmp_path / "safe", dear, make)
     start = read_metrics(tmp_path / "unsafe" / "metrics.jsonl")["episode/reward"][0]
     assert start < 3.0 < 5.0 < unsafe.reward

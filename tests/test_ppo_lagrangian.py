@@ -90,24 +90,25 @@ def test_the_clipped_objective_by_hand(
 
 def test_the_multiplier_climbs_by_the_excess_and_stays_within_its_bounds() -> None:
     config = replace(SMALL, cost_limit=2.0, multiplier_rate=0.1, multiplier_max=1.2, epochs=1)
-    config = replace(config, multiplier_gain=0.0, free_updates=2)
+    config = replace(config, multiplier_gain=0.0)
     algorithm = PpoLagrangian(config, "x", 4, 2)
     costs = []
-    for cost in (1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0):
+    for cost in (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0):
         algorithm.update(episodes(cost=cost))
         costs.append(algorithm.lagrange_multiplier)
     # Episodes of 12, 12 and 6 steps cost 10 in the mean: + 0.1 (10 - 2); without cost: - 0.2.
-    expected = [0.0, 0.0, 0.8, 1.2, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0]
+    expected = [0.8, 1.2, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0]
     assert costs == pytest.approx(expected, abs=1e-9)
     quick = replace(config, multiplier_rate=0.01, multiplier_gain=0.1, cost_decay=0.5)
-    quick = replace(quick, free_updates=0)
+    quick = replace(quick, gain_after=1)
     algorithm = PpoLagrangian(quick, "x", 4, 2)
     costs = []
-    for cost in (1.0, 0.0, 0.0):
+    for cost in (1.0, 1.0, 0.0, 0.0):
         algorithm.update(episodes(cost=cost))
         costs.append(algorithm.lagrange_multiplier)
-    # The integral goes 0.08, 0.06, 0.04; the average cost 10, 5, 2.5, the last one 0.5 above.
-    assert costs == pytest.approx([0.08 + 0.8, 0.06 + 0.3, 0.04 + 0.05], abs=1e-9)
+    # The integral goes 0.08, 0.16, 0.14, 0.12; the average cost 10, 10, 5, 2.5.
+    expected = [0.08, 0.16 + 0.8, 0.14 + 0.3, 0.12 + 0.05]
+    assert costs == pytest.approx(expected, abs=1e-9)
     free = PpoLagrangian(SMALL, "x", 4, 2)
     free.update(episodes())
     assert free.lagrange_multiplier == 0.0
@@ -170,7 +171,7 @@ def test_the_same_seed_gives_the_same_numbers_and_a_saved_one_goes_on_bit_for_bi
             out.append(algorithm.update(episodes(i)))
         return out
 
-    config = replace(SMALL, cost_limit=1.0, free_updates=1)
+    config = replace(SMALL, cost_limit=1.0, gain_after=1)
     whole, same, later = (PpoLagrangian(config, "x", 4, 2) for _ in range(3))
     assert play(whole, 0, 4) == play(same, 0, 2) + play(same, 2, 2)
     begun = PpoLagrangian(config, "x", 4, 2)

@@ -19,8 +19,10 @@ proportional term. Here both, without a derivative:
     I <- clip(I + rate (J_c - d), 0, lam_max)
     lam = clip(I + gain (average of late J_c - d), 0, lam_max)
 
-The limit counts only after `free_updates` (ours): priced from the first step on, a policy that
-knows no way to the reward learns to stand still.
+The proportional part counts only after `gain_after` updates (ours): with it from the first update
+on, a policy that knows no way to the reward yet learns to stand still (PointGoal1). To learn
+without any price first is no way either: 120 updates with lam up to 10 then moved costs from 50 to
+40 only.
 """
 
 from __future__ import annotations
@@ -66,8 +68,8 @@ class PpoLagrangianConfig:
     max_grad_norm: float = 0.5
     hidden_dims: tuple[int, ...] = (128, 128)
     initial_log_std: float = -0.5
-    free_updates: int = 30
-    """updates before the limit counts"""
+    gain_after: int = 30
+    """updates before the proportional part counts"""
     multiplier_rate: float = 0.002
     """rise of lambda's integral part an update for each cost an episode above the limit"""
     multiplier_gain: float = 0.1
@@ -89,7 +91,7 @@ class PpoLagrangianConfig:
                 raise ConfigError(f"must lie in (0, 1], got {getattr(self, name)}", where=name)
         for name in (
             *("cost_limit", "entropy_weight"),
-            *("free_updates", "multiplier_rate", "multiplier_gain"),
+            *("gain_after", "multiplier_rate", "multiplier_gain"),
         ):
             value = getattr(self, name)
             if value is not None and not value >= 0.0:
@@ -221,7 +223,7 @@ class PpoLagrangian:
         metrics = self._epochs(x, action, before, advantage, reward_target, cost_target)
         episode_cost = float(episodes.cost.mul(valid).sum(0).mean())
         episode_reward = float(episodes.reward.mul(valid).sum(0).mean())
-        if self.config.cost_limit is not None and self.step >= self.config.free_updates:
+        if self.config.cost_limit is not None:
             self._control(episode_cost, self.config.cost_limit)
         self.policy.normalizer.update(episodes.obs[:-1][valid])
         self.step += 1
@@ -240,7 +242,8 @@ class PpoLagrangian:
         self._cost = config.cost_decay * before + (1.0 - config.cost_decay) * cost
         risen = self._integral + config.multiplier_rate * (cost - limit)
         self._integral = min(max(risen, 0.0), config.multiplier_max)
-        wanted = self._integral + config.multiplier_gain * (self._cost - limit)
+        gain = config.multiplier_gain if self.step >= config.gain_after else 0.0
+        wanted = self._integral + gain * (self._cost - limit)
         self.lagrange_multiplier = min(max(wanted, 0.0), config.multiplier_max)
 
     def _estimate(
