@@ -52,9 +52,12 @@ def test_scripts_do_the_same_where_nobody_renders_pictures() -> None:
     assert seen == blind
 
 
-def test_what_workers_share_starts_no_thread() -> None:
+@pytest.mark.parametrize("task", ["safe_reach", "safe_reach_2", "safety_point_goal1"])
+def test_what_workers_share_starts_no_thread(task: str) -> None:
     """They are forked from a process that imported it: a thread's locks would come along."""
-    names = ", ".join(SceneMaker.imports)
+    if task.startswith("safety_"):
+        pytest.importorskip("mujoco")
+    names = ", ".join(SceneMaker(task, "standard").imports)
     code = f"import {names}, pathlib; print(pathlib.Path('/proc/self/status').read_text())"
     env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     status = subprocess.run(
