@@ -24,7 +24,6 @@ ROWS = 8
 
 def cases() -> dict[str, tuple[type[Fosp], FospConfig]]:
     """Every objective, normaliser and source of noise at least once."""
-    small_backbone.register()
     tiny = Fosp.preset("tiny")
     small = replace(tiny.world_model, encoder="strided", depth=4, number_output="two_hot")
     paper = replace(
@@ -92,7 +91,7 @@ def work(make: type[Fosp], config: FospConfig) -> dict[str, Tensor]:
 def main(folder: Path) -> None:
     """Do all cases and write them to `<folder>/<rank>_<case>.safetensors`."""
     torch.set_num_threads(1)
-    with process_group("cpu"):
+    with process_group("cpu"), small_backbone.registered():
         for name, (make, config) in cases().items():
             save_file(work(make, config), folder / f"{parallel.rank()}_{name}.safetensors")
 

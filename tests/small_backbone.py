@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,11 @@ def config(path: Path | str = "", name: str = "tiny", **changes: Any) -> FospCon
     return replace(made, world_model=model, finetune=replace(made.finetune, warmup=0))
 
 
-def register() -> None:
-    """A line in the catalogue, for processes that have no fixture."""
+@contextmanager
+def registered() -> Iterator[None]:
+    """A line in the catalogue, where there is no fixture."""
     catalog.backbones["tests"] = LINE
+    try:
+        yield
+    finally:
+        del catalog.backbones["tests"]

@@ -19,6 +19,7 @@ from safe_o2o.data.replay import SequenceReplay
 from safe_o2o.errors import ConfigError
 from safe_o2o.nets import parallel
 from safe_o2o.training.group import rows_of
+from tests import small_backbone
 from tests.parallel_worker import cases, work
 
 
@@ -64,7 +65,8 @@ def test_two_halves_give_the_gradients_of_the_whole(shared: Path, name: str) -> 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = work(*cases()[name])
+        with small_backbone.registered():
+            alone = work(*cases()[name])
     finally:
         torch.set_num_threads(threads)
     first, second = (load_file(shared / f"{rank}_{name}.safetensors") for rank in range(2))

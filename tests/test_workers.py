@@ -9,6 +9,23 @@ import sys
 import time
 from pathlib import Path
 
+ALONE = """
+import multiprocessing, signal
+from safe_o2o.workers import started_quietly
+
+def deaf(pipe):
+    pipe.send(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=deaf, args=(theirs,))
+    with started_quietly():
+        process.start()
+    print(mine.recv(), signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+    process.join()
+"""
+
 SCRIPT = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +47,13 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_the_first_child_of_all_is_deaf_to_ctrl_c_too(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(ALONE)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr
 
 
 def test_a_killed_parent_takes_its_workers_with_it(tmp_path: Path) -> None:
