@@ -128,6 +128,8 @@ def generate_launch_description():
                 prefix=prefix,
                 output="screen",
                 on_exit=end_of(node) if ends else None,
+                respawn=bool(node.get("restarts")),
+                respawn_max_retries=node.get("restarts", 0),
                 condition=IfCondition(LaunchConfiguration("learner"))
                 if node["name"] == "learner_node"
                 else None,

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,24 +112,69 @@ def test_held_out_episodes_are_never_sampled(run: Path) -> None:
     assert held_out.indices() == {4, 9} and not train.indices() & held_out.indices()
 
 
-def test_a_round_makes_a_bundle_once_and_resumes(run: Path) -> None:
-    # Untrained critics disagree about random pictures; the bounds are not what is tested here.
-    wide = PromotionConfig(
+# Untrained critics disagree about random pictures; the bounds are not what is tested here.
+WIDE = FineTunerConfig(
+    updates_per_round=2,
+    threads=1,
+    promotion=PromotionConfig(
         min_steps=10, max_disagreement=2.0, max_risk_increase=1.0, max_cost_increase=1e3,
         latency_share=1.0,
-    )  # fmt: skip
-    config = FineTunerConfig(updates_per_round=2, threads=1, promotion=wide)
-    tuner = FineTuner(run, config)
+    ),
+)  # fmt: skip
+
+
+def test_a_round_makes_a_bundle_once_and_resumes(run: Path) -> None:
+    tuner = FineTuner(run, WIDE)
     made = tuner.round(0)
     assert made == run / "bundles" / "v000002", made
     pointer = bundle.current(run / "bundles")
     assert pointer is not None and pointer.version == "v000002"
-    again = FineTuner(run, config)
+    again = FineTuner(run, WIDE)
     assert again.algorithm.online and again.rounds == 1
     assert again.round(0) == made  # done before: not trained again
     assert again.algorithm.online_step == tuner.algorithm.online_step
     report = json.loads((run / "finetune" / "round_000.json").read_text())
     assert report["promoted"] and report["updates"] == 2 + preset("tiny").finetune.warmup
+
+
+KILLED = """
+import os, signal, sys
+from tests.test_finetune import WIDE
+from safe_o2o.training.finetune import FineTuner
+
+def progress(done, total):
+    if done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+tuner = FineTuner(sys.argv[1], WIDE)
+tuner.round(0)
+tuner.round(1, progress)
+"""
+
+
+def test_a_learner_killed_in_a_round_goes_on_bit_for_bit(run: Path, tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        for part in ("dataset", "checkpoints", "online"):
+            shutil.copytree(run / part, tmp_path / name / part)
+        shutil.copytree(run / "bundles" / "v000001", tmp_path / name / "bundles" / "v000001")
+        bundle.set_current(tmp_path / name / "bundles", "v000001")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    whole = FineTuner(tmp_path / "whole", WIDE)
+    whole.round(0)
+    whole.round(1)
+    again = FineTuner(tmp_path / "killed", WIDE)
+    assert again.rounds == 1
+    again.round(1)
+    assert again.algorithm.online_step == whole.algorithm.online_step
+    theirs = dict(again.algorithm.net.named_parameters())
+    for name, p in whole.algorithm.net.named_parameters():
+        assert torch.equal(p, theirs[name]), name
+    logs = [(tmp_path / n / "finetune" / "metrics.jsonl").read_text() for n in ("whole", "killed")]
+    assert logs[0] == logs[1]
 
 
 def test_a_refused_bundle_does_not_go_live(run: Path) -> None:

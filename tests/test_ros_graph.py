@@ -131,14 +131,16 @@ from pathlib import Path
 from safe_o2o import bundle
 
 class FineTuner:
-    """Round 0 promotes a good bundle, round 1 one that was damaged since, round 2 dies."""
+    """Round 0 dies once, then promotes; round 1 promotes a damaged bundle; round 2 always dies."""
 
     def __init__(self, run_dir, config):
         self.bundles = Path(run_dir) / "bundles"
         assert config == {"note": "from the settings file"}
 
     def round(self, index):
-        if index == 2:
+        note = self.bundles / f"tried_{index}"
+        died, _ = note.exists(), note.touch()
+        if index == 2 or (index == 0 and not died):
             os.kill(os.getpid(), signal.SIGKILL)
         path = bundle.next_version(self.bundles)
         shutil.copytree(self.bundles / "v000001", path)
@@ -171,7 +173,7 @@ def test_bundles_are_swapped_between_episodes_bad_ones_refused_and_a_dead_learne
     assert report.bundles == ("v000001", "v000002", "v000002")
     assert [result.bundle for result in report.rounds] == ["v000002", "v000003"]
     assert all(episode.success for episode in report.episodes)
-    assert report.learner_failed
+    assert report.learner_failed and report.learner_restarts == 3  # one of them was worth it
     rounds = [e.meta.provenance["round"] for e in Dataset(tmp_path / "run" / "online")]
     assert rounds == [0, 1, 2]
     log = (tmp_path / "run" / "deploy" / "logs" / "policy_node.log").read_text()

@@ -95,6 +95,9 @@ def describe(report: DeployReport, size: int) -> list[str]:
             result = report.rounds[number]
             line += f" -> {result.bundle or 'refused: ' + result.refusal} ({result.seconds:.0f} s)"
         lines.append(line)
+    if report.learner_restarts:
+        again = "once" if report.learner_restarts == 1 else f"{report.learner_restarts} times"
+        lines.append(f"the learner was killed and started again {again}")
     if report.learner_failed:
         lines.append(f"the learner died: {report.learner_failed}")
     return lines

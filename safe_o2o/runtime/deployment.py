@@ -10,7 +10,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class DeployReport:
         wall: duration of this call, s.
         dropped: episodes that were begun but not committed.
         learner_failed: the learner's last words when it died on the way; `""` otherwise.
+        learner_restarts: how often it was started again after that.
     """
 
     ros: bool
@@ -61,6 +62,7 @@ class DeployReport:
     wall: float
     dropped: int = 0
     learner_failed: str = ""
+    learner_restarts: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,10 @@ def deploy(
     if ros and missing:
         raise MissingDependencyError(missing, where="--ros")
     start = time.perf_counter()
-    note = _Note("")
+    fate = _Learner()
     if not _complete(run_dir, config):
         if ros is not False and not missing:
-            note = _run_graph(run_dir, config, progress)
+            fate = _run_graph(run_dir, config, progress)
         else:
             from safe_o2o.runtime.local_deployment import run_in_process
 
@@ -189,17 +191,24 @@ def deploy(
                 run_dir, config, first_seed=next_seed(run_dir, config.seed), progress=progress
             )
     cause = "" if ros is not False and not missing else (missing or "asked for one process")
-    return read_report(run_dir, cause=cause, wall=time.perf_counter() - start, note=note.learner)
+    report = read_report(run_dir, cause=cause, wall=time.perf_counter() - start)
+    return replace(report, learner_failed=fate.failed, learner_restarts=fate.restarts)
 
 
 @dataclass
-class _Note:
-    learner: str
+class _Learner:
+    """What became of it."""
+
+    failed: str = ""
+    restarts: int = 0
 
 
 def _complete(run_dir: Path, config: DeployConfig) -> bool:
-    learned = not config.learner or len(read_rounds(run_dir)) >= config.rounds
-    return learned and count_episodes(run_dir) >= config.total
+    return _learned(run_dir, config) and count_episodes(run_dir) >= config.total
+
+
+def _learned(run_dir: Path, config: DeployConfig) -> bool:
+    return not config.learner or len(read_rounds(run_dir)) >= config.rounds
 
 
 def next_seed(run_dir: Path, seed: int) -> int:
@@ -247,13 +256,17 @@ def graph_parameters(
     }
 
 
-def _run_graph(run_dir: Path, config: DeployConfig, progress: Progress | None) -> _Note:
-    """Run the ROS graph until the node that drives it is done."""
+def _run_graph(run_dir: Path, config: DeployConfig, progress: Progress | None) -> _Learner:
+    """Run the ROS graph until the node that drives it is done.
+
+    A learner that was killed is started again, beside an actor that goes on meanwhile.
+    """
     graph, defaults = read_graph("twin")
     nodes = tuple(node for node in graph.nodes if config.learner or node.name != "learner_node")
     parameters = graph_parameters(run_dir, config, defaults)
     watch = _Watch(run_dir, config, progress)
-    note = _Note("")
+    learner = _Learner()
+    actor_done: float | None = None
     by_name = {node.name: node for node in nodes}
     with (
         free_domain() as domain,
@@ -262,14 +275,23 @@ def _run_graph(run_dir: Path, config: DeployConfig, progress: Progress | None) -
         while True:
             ended = group.wait(0.2)
             watch.look()
-            if ended is None:
-                continue
-            node = by_name[ended]
-            if node.drives and group.processes[ended].returncode == 0:
-                return note
-            if node.required or node.drives:
-                group.require(ended)
-            note.learner = group.last_words(ended)  # the actor goes on with the last good bundle
+            if ended is not None:
+                node, code = by_name[ended], group.processes[ended].returncode
+                if node.drives and code == 0:
+                    actor_done = time.monotonic()
+                elif node.required or node.drives:
+                    group.require(ended)
+                elif code < 0 and learner.restarts < node.restarts:
+                    learner.restarts += 1
+                    group.start(node)
+                else:  # the actor goes on with the last good bundle
+                    learner.failed = group.last_words(ended)
+            if actor_done is not None:
+                # Whoever was started again may be behind with the last round.
+                behind = bool(learner.restarts) and not learner.failed
+                behind &= not _learned(run_dir, config)
+                if not behind or time.monotonic() > actor_done + config.wait_for_learner:
+                    return learner
 
 
 class _Watch:
@@ -300,9 +322,7 @@ class _Watch:
             )
 
 
-def read_report(
-    run_dir: str | Path, *, cause: str = "", wall: float = 0.0, note: str = ""
-) -> DeployReport:
+def read_report(run_dir: str | Path, *, cause: str = "", wall: float = 0.0) -> DeployReport:
     """What a run directory says about its deployment; also writes the merged `latency.json`."""
     run_dir = Path(run_dir)
     online = run_dir / "online"
@@ -323,7 +343,6 @@ def read_report(
         speed=float(figures[-1]["speed"]) if figures else 0.0,
         wall=wall,
         dropped=int(lines[-1].get("dropped_episodes", 0)) if lines else 0,
-        learner_failed=note,
     )
 
 

@@ -45,6 +45,8 @@ class NodeSpec:
         required: its death ends the run.
         drives: the run is over when it ends.
         nice: added to the niceness.
+        restarts: how often it is started again after a signal ended it; a failure that it reports
+            itself would come again.
     """
 
     name: str
@@ -53,6 +55,7 @@ class NodeSpec:
     required: bool = False
     drives: bool = False
     nice: int = 0
+    restarts: int = 0
 
 
 @dataclass(frozen=True)
