@@ -106,8 +106,7 @@ class FineTuner:
         self.folder = self.run_dir / DIRECTORY
         self._graphs = Graphs()
         self._load()
-        # Now, while the first episodes are under way: each round only fills it.
-        self._graphs.trace(exported(self.algorithm.policy), self.run_dir / "bundles")
+        self._prepare()
 
     def _load(self) -> None:
         """The learner's own checkpoint, else the offline one turned online."""
@@ -133,6 +132,10 @@ class FineTuner:
             state = checkpoint.load(newest)
             self.algorithm.load_state_dict(state["algorithm"])
             self.rounds, self._state = int(state["rounds"]), state["mixture"]
+
+    def _prepare(self) -> None:
+        """Trace the graph while the first episodes are under way: each round only fills it."""
+        self._graphs.trace(exported(self.algorithm.policy), self.run_dir / "bundles")
 
     def _mixture(self) -> Mixture:
         online = Dataset(self.run_dir / "online")
