@@ -76,7 +76,7 @@ def test_rates_are_pooled_over_seeds_with_their_interval() -> None:
     # 390 and 4 of 400, Wilson by hand: centre (p + z^2/2n)/(1 + z^2/n), z = 1.96.
     assert found["seen"] == "97.5 (95 to 99)/1 (0 to 3)"
     assert found["seeds"] == "0, 1" and found["n"] == "40 to 200"
-    assert found["shape"] == "75/10 → 75/10 → 75/10" and found["training, min"] == "25"
+    assert found["shape"] == "75/10 → 75/10 → 75/10" and found["training, processor min"] == "25"
 
 
 def test_other_settings_are_another_line() -> None:

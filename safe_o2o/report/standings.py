@@ -169,7 +169,7 @@ def _groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def _rates(rows: Sequence[Row]) -> str:
     scenes = list(dict.fromkeys(row.scene for row in rows if row.scene != SEEN))
-    head = ["method", "seeds", "n", "seen", *scenes, "updates", "training, min"]
+    head = ["method", "seeds", "n", "seen", *scenes, "updates", "training, processor min"]
     lines = [_line(head), _line(["---"] * len(head))]
     for (method, _), group in _groups(rows).items():
         cells = [method, *_who(group), _rate(group, SEEN, "before")]
@@ -177,7 +177,7 @@ def _rates(rows: Sequence[Row]) -> str:
             cells.append(" → ".join(_rate(group, scene, phase, short=True) for phase in PHASES))
         offline = [row for row in group if row.scene == SEEN]
         cells += [_span(row.updates for row in offline)]
-        cells += [_span(row.seconds / 60 for row in offline)]
+        cells += [_span(row.cpu_seconds / 60 for row in offline)]
         lines.append(_line(cells))
     lines += ["", "Success/violation in %, 95 % Wilson intervals of the seen scene in brackets;"]
     lines += ["unseen scenes: before → during → after fine-tuning.", ""]
