@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from safe_o2o.nets.distribution import gumbel_noise, straight_through_sample, unimix
 from safe_o2o.nets.rssm import RSSM, NormGRUCell
-from safe_o2o.nets.rssm_scan import ScanWeights, scan
+from safe_o2o.nets.rssm_recurrence import RecurrenceWeights
+from safe_o2o.nets.rssm_scan import scan
 
 T, B, D, L, C, H, EPS, MIX = 6, 5, 7, 3, 4, 8, 1e-3, 0.02
-NAMES = ("moved", "seen", "deter", *ScanWeights._fields)
+NAMES = ("moved", "seen", "deter", *RecurrenceWeights._fields)
 
 
 def _inputs(dtype: torch.dtype) -> dict[str, Tensor]:
@@ -23,7 +24,9 @@ def _inputs(dtype: torch.dtype) -> dict[str, Tensor]:
     given = {"moved": draw(T, B, H), "seen": draw(T, B, H), "deter": draw(D)}
     shapes = ((H, L * C), (H,), (H,), (3 * D, D + H), (3 * D,), (3 * D,), (H, D), (H,), (H,))
     shapes = (*shapes, (L * C, H), (L * C,))
-    given |= {name: draw(*shape) for name, shape in zip(ScanWeights._fields, shapes, strict=True)}
+    given |= {
+        name: draw(*shape) for name, shape in zip(RecurrenceWeights._fields, shapes, strict=True)
+    }
     return {name: value.requires_grad_() for name, value in given.items()}
 
 
@@ -67,7 +70,7 @@ def _by_hand(
     x: dict[str, Tensor], dtype: torch.dtype, mix: float = MIX
 ) -> tuple[Tensor, Tensor, Tensor]:
     first, noise, stoch = _constants(dtype)
-    weights = ScanWeights(**{name: x[name] for name in ScanWeights._fields})
+    weights = RecurrenceWeights(**{name: x[name] for name in RecurrenceWeights._fields})
     return scan(x["moved"], x["seen"], first, noise, x["deter"], stoch, weights, mix=mix, eps=EPS)
 
 

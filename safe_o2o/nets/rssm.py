@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from safe_o2o.nets.distribution import categorical_mode, gumbel_noise, unimix
 from safe_o2o.nets.mlp import LAYER_NORM_EPS, NormLinear, init_hidden, init_output
 from safe_o2o.nets.parallel import Draws
-from safe_o2o.nets.rssm_scan import ScanWeights, scan
-from safe_o2o.nets.rssm_step import StepWeights, step
+from safe_o2o.nets.rssm_recurrence import RecurrenceWeights
+from safe_o2o.nets.rssm_scan import scan
+from safe_o2o.nets.rssm_step import step
 
 
 class Latent(NamedTuple):
@@ -115,23 +116,32 @@ class RSSM(nn.Module):
     def _scaled(action: Tensor) -> Tensor:
         return action / torch.clamp(action.abs(), min=1.0).detach()
 
-    def step_weights(self, dtype: torch.dtype) -> StepWeights:
+    def step_weights(self, dtype: torch.dtype) -> tuple[Tensor, RecurrenceWeights]:
         """What `img_step` reads, once for a rollout; cut from the graph.
 
         Args:
             dtype: arithmetic of the matrix products.
+
+        Returns:
+            From the action to the layer before the GRU `[H, A]`, and the prior's weights.
         """
         weight = self.img_in.linear.weight
         by_stoch, by_action = weight.split([self.stoch_dim, self.action_dim], 1)
-        return StepWeights(
-            by_stoch, by_action, self.img_in.norm.weight, self.img_in.norm.bias,
+        weights = RecurrenceWeights(
+            by_stoch, self.img_in.norm.weight, self.img_in.norm.bias,
             self.gru.linear.weight, self.gru.norm.weight, self.gru.norm.bias,
             self.img_out.linear.weight, self.img_out.norm.weight, self.img_out.norm.bias,
             self.img_stats.weight, self.img_stats.bias,
-        ).constant(dtype)  # fmt: skip
+        )  # fmt: skip
+        constant = RecurrenceWeights(*(tensor.detach() for tensor in weights))
+        return by_action.detach(), constant.products_in(dtype)
 
     def img_step(
-        self, latent: Latent, action: Tensor, uniform: Tensor, weights: StepWeights
+        self,
+        latent: Latent,
+        action: Tensor,
+        uniform: Tensor,
+        weights: tuple[Tensor, RecurrenceWeights],
     ) -> Latent:
         """One imagined step: sample the prior of a constant model.
 
@@ -142,7 +152,7 @@ class RSSM(nn.Module):
             weights: from `step_weights`.
         """
         deter, stoch = step(
-            latent.deter, latent.stoch, self._scaled(action), uniform, weights,
+            latent.deter, latent.stoch, self._scaled(action), uniform, *weights,
             classes=self.classes, mix=self.mix, eps=LAYER_NORM_EPS,
         )  # fmt: skip
         return Latent(deter, stoch)
@@ -195,7 +205,7 @@ class RSSM(nn.Module):
             noise,
             initial.deter[0],
             initial.stoch[0],
-            ScanWeights(
+            RecurrenceWeights(
                 by_stoch, self.img_in.norm.weight, self.img_in.norm.bias,
                 self.gru.linear.weight, self.gru.norm.weight, self.gru.norm.bias,
                 by_deter, self.obs_out.norm.weight, self.obs_out.norm.bias,

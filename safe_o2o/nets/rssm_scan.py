@@ -13,45 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from safe_o2o.nets.rssm_recurrence import Gates, RecurrenceWeights, norm_back
+
 aten = torch.ops.aten
 _LEAST = 1e-30  # of a probability without a uniform share: its logarithm, and 1 / p, stay finite
-
-
-class ScanWeights(NamedTuple):
-    """Weights of the recurrence; D deterministic, S = L * C stochastic, H hidden.
-
-    Attributes:
-        by_stoch: `[H, S]`, from the stochastic state to the layer before the GRU.
-        in_scale: of that layer's LayerNorm `[H]`.
-        in_shift: of that layer's LayerNorm `[H]`.
-        gru: `[3D, D + H]`, from the old state and that layer to the gates.
-        gru_scale: of the gates' LayerNorm `[3D]`.
-        gru_shift: of the gates' LayerNorm `[3D]`.
-        by_deter: `[H, D]`, from the new state to the layer before the posterior.
-        out_scale: of that layer's LayerNorm `[H]`.
-        out_shift: of that layer's LayerNorm `[H]`.
-        stats: `[S, H]`, from that layer to the logits.
-        stats_shift: `[S]`.
-    """
-
-    by_stoch: Tensor
-    in_scale: Tensor
-    in_shift: Tensor
-    gru: Tensor
-    gru_scale: Tensor
-    gru_shift: Tensor
-    by_deter: Tensor
-    out_scale: Tensor
-    out_shift: Tensor
-    stats: Tensor
-    stats_shift: Tensor
-
-    def matrices(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`by_stoch`, `gru`, `by_deter` and `stats` in the arithmetic of the products."""
-        by_stoch, gru, by_deter, stats = (
-            matrix.to(dtype) for matrix in (self.by_stoch, self.gru, self.by_deter, self.stats)
-        )
-        return by_stoch, gru, by_deter, stats
 
 
 class _Norm(NamedTuple):
@@ -69,11 +34,7 @@ class _Norm(NamedTuple):
 
     def back(self, grad: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Gradient with respect to the input."""
-        out = aten.native_layer_norm_backward(
-            grad, self.x, self.x.shape[-1:], self.mean, self.rstd, scale, shift,
-            [True, False, False],
-        )  # fmt: skip
-        return out[0]  # type: ignore[no-any-return]
+        return norm_back(grad, self.x, self.mean, self.rstd, scale, shift)
 
 
 class _Step(NamedTuple):
@@ -84,9 +45,7 @@ class _Step(NamedTuple):
     before: _Norm
     both: Tensor  # what the GRU reads, in the arithmetic of the products
     gates: _Norm
-    reset: Tensor
-    update: Tensor
-    new: Tensor  # the GRU's proposal for the state
+    gru: Gates
     after: Tensor  # the state that it made, in the arithmetic of the products
     hidden: _Norm
     read: Tensor  # what the logits are read from, in the arithmetic of the products
@@ -101,7 +60,7 @@ def scan(
     noise: Tensor,
     deter: Tensor,
     stoch: Tensor,
-    weights: ScanWeights,
+    weights: RecurrenceWeights,
     *,
     mix: float,
     eps: float,
@@ -115,7 +74,7 @@ def scan(
         noise: `[T, B, L, C]`, Gumbel noise; zeros take the mode.
         deter: `[D]`, the initial state.
         stoch: `[S]`, the initial one-hots; they get no gradient.
-        weights: see `ScanWeights`.
+        weights: see `RecurrenceWeights`; `stats` are the posterior's.
         mix: share of the uniform distribution in every categorical.
         eps: of the LayerNorms.
 
@@ -143,12 +102,14 @@ class _Scan(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         kind, full = moved.device.type, moved.dtype
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else full
-        w = ScanWeights(*given)
+        w = RecurrenceWeights(*given)
         steps, batch = moved.shape[:2]
         made: list[_Step] = []
         deters, stochs, log_ps = [], [], []
         with torch.autocast(kind, enabled=False):
-            by_stoch, gru, by_deter, stats = (matrix.t() for matrix in w.matrices(low))
+            low_w = w.products_in(low)
+            by_stoch, gru = low_w.by_stoch.t(), low_w.gru.t()
+            by_deter, stats = low_w.by_deter.t(), low_w.stats.t()
             deter, stoch = deter0.expand(batch, -1), stoch0.expand(batch, -1)
             for t in range(steps):
                 if t > 0:
@@ -158,10 +119,8 @@ class _Scan(torch.autograd.Function):
                 before = _Norm.of(moved[t] + one_hot @ by_stoch, w.in_scale, w.in_shift, eps)
                 both = torch.cat([deter, torch.nn.functional.silu(before.y)], -1).to(low)
                 gates = _Norm.of((both @ gru).to(full), w.gru_scale, w.gru_shift, eps)
-                r, candidate, u = gates.y.chunk(3, -1)
-                r, u = torch.sigmoid(r), torch.sigmoid(u - 1.0)
-                new = torch.tanh(r * candidate)
-                old, deter = deter, torch.lerp(deter, new, u)
+                of_gru = Gates.of(gates.y)
+                old, deter = deter, torch.lerp(deter, of_gru.new, of_gru.update)
                 after = deter.to(low)
                 hidden = _Norm.of(seen[t] + after @ by_deter, w.out_scale, w.out_shift, eps)
                 read = torch.nn.functional.silu(hidden.y).to(low)
@@ -172,9 +131,7 @@ class _Scan(torch.autograd.Function):
                 choice = (log_p + noise[t]).argmax(-1, keepdim=True)
                 stoch = torch.zeros_like(p).scatter_(-1, choice, 1.0).flatten(1)
                 made.append(
-                    _Step(
-                        one_hot, old, before, both, gates, r, u, new, after, hidden, read, p, mixed
-                    )
+                    _Step(one_hot, old, before, both, gates, of_gru, after, hidden, read, p, mixed)
                 )
                 deters.append(deter)
                 stochs.append(stoch)
@@ -188,9 +145,9 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         by_deter_out, by_stoch_out, by_log_p = grads
         first, *given = ctx.saved_tensors
-        w, made = ScanWeights(*given), ctx.made
+        w, made = RecurrenceWeights(*given), ctx.made
         full, low = by_deter_out.dtype, made[0].both.dtype
-        by_stoch, gru, by_deter, stats = w.matrices(low)
+        low_w = w.products_in(low)
         size = made[0].deter.shape[-1]
         keep = 1.0 - first
         d_deter, d_stoch = by_deter_out[-1], by_stoch_out[-1]
@@ -201,19 +158,14 @@ class _Scan(torch.autograd.Function):
             d_mixed = by_log_p[t] / step.mixed + d_stoch.view(step.p.shape)
             d_logits = aten._softmax_backward_data((1.0 - ctx.mix) * d_mixed, step.p, -1, full)
             d_logits = d_logits.flatten(1).to(low)
-            d_hidden = aten.silu_backward((d_logits @ stats).to(full), step.hidden.y)
+            d_hidden = aten.silu_backward((d_logits @ low_w.stats).to(full), step.hidden.y)
             d_seen = step.hidden.back(d_hidden, w.out_scale, w.out_shift)
             low_seen = d_seen.to(low)
-            d_deter = d_deter + low_seen @ by_deter
-            # deter = old + u (new - old), new = tanh(reset * candidate).
-            candidate = step.gates.y[:, size : 2 * size]
-            d_new = aten.tanh_backward(d_deter * step.update, step.new)
-            d_update = aten.sigmoid_backward(d_deter * (step.new - step.deter), step.update)
-            d_reset = aten.sigmoid_backward(d_new * candidate, step.reset)
-            d_gates = torch.cat([d_reset, d_new * step.reset, d_update], -1)
+            d_deter = d_deter + low_seen @ low_w.by_deter
+            d_gates = step.gru.back(d_deter, step.deter)
             d_z = step.gates.back(d_gates, w.gru_scale, w.gru_shift).to(low)
-            d_both = (d_z @ gru).to(full)
-            d_old = torch.addcmul(d_deter, d_deter, step.update, value=-1.0) + d_both[:, :size]
+            d_both = (d_z @ low_w.gru).to(full)
+            d_old = torch.addcmul(d_deter, d_deter, step.gru.update, value=-1.0) + d_both[:, :size]
             d_before = aten.silu_backward(d_both[:, size:], step.before.y)
             d_moved = step.before.back(d_before, w.in_scale, w.in_shift)
             low_moved = d_moved.to(low)
@@ -225,7 +177,7 @@ class _Scan(torch.autograd.Function):
             )  # fmt: skip
             if t > 0:
                 d_deter = by_deter_out[t - 1] + d_old * keep[t]
-                d_stoch = by_stoch_out[t - 1] + (low_moved @ by_stoch).to(full) * keep[t]
+                d_stoch = by_stoch_out[t - 1] + (low_moved @ low_w.by_stoch).to(full) * keep[t]
         back.reverse()
         d_old = torch.stack([step.old for step in back])
         reset = torch.cat([torch.ones_like(first[:1]), first[1:]])

@@ -7,55 +7,15 @@ way back needs is kept in the arithmetic of the products.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from safe_o2o.nets.rssm_recurrence import Gates, RecurrenceWeights, norm_back
+
 aten = torch.ops.aten
-
-
-class StepWeights(NamedTuple):
-    """Weights of the prior's step; D deterministic, S = L * C stochastic, H hidden, A action.
-
-    Attributes:
-        by_stoch: `[H, S]`, from the stochastic state to the layer before the GRU.
-        by_action: `[H, A]`, from the action to that layer.
-        in_scale: of that layer's LayerNorm `[H]`.
-        in_shift: of that layer's LayerNorm `[H]`.
-        gru: `[3D, D + H]`, from the old state and that layer to the gates.
-        gru_scale: of the gates' LayerNorm `[3D]`.
-        gru_shift: of the gates' LayerNorm `[3D]`.
-        by_deter: `[H, D]`, from the new state to the layer before the prior.
-        out_scale: of that layer's LayerNorm `[H]`.
-        out_shift: of that layer's LayerNorm `[H]`.
-        stats: `[S, H]`, from that layer to the logits.
-        stats_shift: `[S]`.
-    """
-
-    by_stoch: Tensor
-    by_action: Tensor
-    in_scale: Tensor
-    in_shift: Tensor
-    gru: Tensor
-    gru_scale: Tensor
-    gru_shift: Tensor
-    by_deter: Tensor
-    out_scale: Tensor
-    out_shift: Tensor
-    stats: Tensor
-    stats_shift: Tensor
-
-    def constant(self, dtype: torch.dtype) -> StepWeights:
-        """Cut from the graph, the matrices in the arithmetic of the products."""
-        w = StepWeights(*(tensor.detach() for tensor in self))
-        return w._replace(
-            by_stoch=w.by_stoch.to(dtype),
-            gru=w.gru.to(dtype),
-            by_deter=w.by_deter.to(dtype),
-            stats=w.stats.to(dtype),
-        )
 
 
 def step(
@@ -63,7 +23,8 @@ def step(
     stoch: Tensor,
     action: Tensor,
     uniform: Tensor,
-    weights: StepWeights,
+    by_action: Tensor,
+    weights: RecurrenceWeights,
     *,
     classes: int,
     mix: float,
@@ -76,7 +37,8 @@ def step(
         stoch: one-hots `[N, S]` in the arithmetic of the products.
         action: `[N, A]`, scaled into [-1, 1].
         uniform: `[N, L]` in [0, 1), which class each categorical takes.
-        weights: from `StepWeights.constant`.
+        by_action: `[H, A]`, from the action to the layer before the GRU; constant.
+        weights: of the prior, constant, with the products' arithmetic.
         classes: C.
         mix: share of the uniform distribution in every categorical.
         eps: of the LayerNorms.
@@ -85,7 +47,7 @@ def step(
         `[N, D]`, and one-hots `[N, S]` with the gradient of their probabilities (straight-through).
         Differentiable once, in `deter`, `stoch` and `action`.
     """
-    return _Step.apply(deter, stoch, action, uniform, classes, mix, eps, *weights)  # type: ignore[no-any-return,no-untyped-call]
+    return _Step.apply(deter, stoch, action, uniform, classes, mix, eps, by_action, *weights)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def choose(p: Tensor, uniform: Tensor, mix: float) -> Tensor:
@@ -105,15 +67,6 @@ def _norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, 
     return torch.native_layer_norm(x, x.shape[-1:], scale, shift, eps)
 
 
-def _norm_back(
-    grad: Tensor, x: Tensor, moments: tuple[Tensor, Tensor], scale: Tensor, shift: Tensor
-) -> Tensor:
-    out = aten.native_layer_norm_backward(
-        grad, x, x.shape[-1:], *moments, scale, shift, [True, False, False]
-    )
-    return out[0]  # type: ignore[no-any-return]
-
-
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -125,18 +78,19 @@ class _Step(torch.autograd.Function):
         classes: int,
         mix: float,
         eps: float,
+        by_action: Tensor,
         *given: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        w = StepWeights(*given)
+        w = RecurrenceWeights(*given)
         full, low = deter.dtype, stoch.dtype
         with torch.autocast(deter.device.type, enabled=False):
-            moved = action @ w.by_action.t() + stoch @ w.by_stoch.t()
+            moved = action @ by_action.t() + stoch @ w.by_stoch.t()
             y, *before = _norm(moved, w.in_scale, w.in_shift, eps)
             both = torch.cat([deter.to(low), aten.silu_(y).to(low)], -1)
             gates = both @ w.gru.t()
             y, *gate = _norm(gates.to(full), w.gru_scale, w.gru_shift, eps)
-            new, u = _gates(y)[2:]
-            after = torch.lerp(deter, new, u)
+            gru = Gates.of(y)
+            after = torch.lerp(deter, gru.new, gru.update)
             hidden = after.to(low) @ w.by_deter.t()
             y, *out = _norm(hidden.to(full), w.out_scale, w.out_shift, eps)
             logits = aten.silu_(y).to(low) @ w.stats.t() + w.stats_shift
@@ -146,14 +100,14 @@ class _Step(torch.autograd.Function):
             first = torch.arange(0, p.numel(), classes, device=p.device)
             one_hot.view(-1).index_fill_(0, index.flatten() + first, 1.0)
         ctx.moments, ctx.mix, ctx.eps = (before, gate, out), mix, eps
-        ctx.save_for_backward(deter, moved, gates, hidden, p, *given)
+        ctx.save_for_backward(deter, moved, gates, hidden, p, by_action, *given)
         return after, one_hot.flatten(1)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, d_after: Tensor, d_stoch: Tensor) -> tuple[Tensor | None, ...]:
-        deter, moved, gates, hidden, p, *given = ctx.saved_tensors
-        w, eps = StepWeights(*given), ctx.eps
+        deter, moved, gates, hidden, p, by_action, *given = ctx.saved_tensors
+        w, eps = RecurrenceWeights(*given), ctx.eps
         before, gate, out = ctx.moments
         full, low, size = deter.dtype, w.gru.dtype, deter.shape[-1]
         d_p = (1.0 - ctx.mix) * d_stoch.view(p.shape).to(full)
@@ -161,33 +115,16 @@ class _Step(torch.autograd.Function):
         x = hidden.to(full)
         y = _norm(x, w.out_scale, w.out_shift, eps)[0]
         d_y = aten.silu_backward((d_logits @ w.stats).to(full), y)
-        d_hidden = _norm_back(d_y, x, out, w.out_scale, w.out_shift).to(low)
+        d_hidden = norm_back(d_y, x, *out, w.out_scale, w.out_shift).to(low)
         d_after = d_after + d_hidden @ w.by_deter
-        # after = deter + u (new - deter), new = tanh(reset * candidate).
         x = gates.to(full)
-        y = _norm(x, w.gru_scale, w.gru_shift, eps)[0]
-        reset, candidate, new, u = _gates(y)
-        d_new = aten.tanh_backward(d_after * u, new)
-        d_y = torch.cat(
-            [
-                aten.sigmoid_backward(d_new * candidate, reset),
-                d_new * reset,
-                aten.sigmoid_backward(d_after * (new - deter), u),
-            ],
-            -1,
-        )
-        d_gates = _norm_back(d_y, x, gate, w.gru_scale, w.gru_shift).to(low)
+        gru = Gates.of(_norm(x, w.gru_scale, w.gru_shift, eps)[0])
+        d_y = gru.back(d_after, deter)
+        d_gates = norm_back(d_y, x, *gate, w.gru_scale, w.gru_shift).to(low)
         d_both = d_gates @ w.gru
-        d_deter = torch.addcmul(d_after, d_after, u, value=-1.0) + d_both[:, :size]
+        d_deter = torch.addcmul(d_after, d_after, gru.update, value=-1.0) + d_both[:, :size]
         y = _norm(moved, w.in_scale, w.in_shift, eps)[0]
         d_y = aten.silu_backward(d_both[:, size:].to(full), y)
-        d_moved = _norm_back(d_y, moved, before, w.in_scale, w.in_shift)
-        d_action = d_moved @ w.by_action
+        d_moved = norm_back(d_y, moved, *before, w.in_scale, w.in_shift)
+        d_action = d_moved @ by_action
         return d_deter, d_moved.to(low) @ w.by_stoch, d_action, *(None for _ in range(16))
-
-
-def _gates(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Reset, candidate, proposal and update of normalised pre-activations `[N, 3D]`."""
-    reset, candidate, update = y.chunk(3, -1)
-    reset = torch.sigmoid(reset)
-    return reset, candidate, torch.tanh(reset * candidate), torch.sigmoid(update - 1.0)
