@@ -154,7 +154,7 @@ tuner.round(1, progress)
 
 
 class Learner(FineTuner):
-    """Learns, and makes no bundles: they take minutes, and what is tested is on the other side."""
+    """Learns, and makes no bundles: they would take most of the time, and others test them."""
 
     def _prepare(self) -> None:
         pass
