@@ -342,6 +342,29 @@ def test_the_behaviours_are_what_they_are_called(blind: RobotEnv) -> None:
     assert random[0] < 1.0
 
 
+def test_the_data_say_that_a_tower_is_in_the_way_up_there_too(blind: RobotEnv) -> None:
+    task, touched = blind.task, []
+    behavior = Unsafe(task)
+    heights = {}
+    for seed in range(3000, 3100):
+        behavior.reset(seed)
+        heights[seed] = behavior._height
+    crossing = [height for height in heights.values() if height > 0.0]
+    assert 35 < len(crossing) < 65
+    assert min(crossing) >= 0.12 and max(crossing) <= 0.22
+    for seed in [seed for seed, height in heights.items() if 0.15 < height < 0.18]:
+        step = blind.reset(seed)
+        towers = [block for block in task.layout.scene.obstacles if block.size[2] > 0.15]
+        behavior.reset(seed)
+        while towers and not (step.terminated or step.truncated):
+            step = blind.step(behavior.act(step.obs))
+            if step.info["violation"]:
+                touched.append(float(step.obs["tcp_pose"][2]))
+                break
+    # Above every obstacle but a tower, 5 to 11 cm high: what was touched there was one.
+    assert sum(height > 0.13 for height in touched) >= 2
+
+
 def test_a_flight_at_one_height_meets_the_towers(blind: RobotEnv) -> None:
     with_tower = [
         seed

@@ -1,7 +1,7 @@
 """Random layouts of level 2: four to six obstacles of mixed shapes and colours, one of which moves.
 
-In half of the layouts one obstacle is a tower: who flies over all the others flies into it. Every
-episode has its own light, a camera that is a little off, and distractors: flat patches of the
+In two fifths of the layouts one obstacle is a tower: who flies over all the others flies into it.
+Every episode has its own light, a camera that is a little off, and distractors: flat patches of the
 obstacles' colours that cost nothing, and small things where no arm reaches. The goal alone is red.
 """
 

@@ -82,6 +82,8 @@ class SafeReach(CartesianTask):
         sample_layout
     )
     """Draws the episode's layout for a scene variant."""
+    crossing_heights: ClassVar[tuple[float, float] | None] = None
+    """Lowest and highest crossing of who looks at nothing, m; None where nothing stands so high."""
 
     def __init__(
         self,

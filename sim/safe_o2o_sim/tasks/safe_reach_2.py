@@ -28,3 +28,4 @@ class SafeReach2(SafeReach):
 
     config_class = SafeReach2Config
     sample_layout = staticmethod(sample_mixed_layout)
+    crossing_heights = (0.12, 0.22)
