@@ -86,7 +86,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(options.preset, options.child, options.model, options.updates)))
         return
-    encoders = ["keypoint", "strided"]
+    encoders = ["keypoint", "patch", "strided"]
     encoders += [f"{kind} {size}" for kind in ("frozen", "tuned") for size in options.sizes]
     found: dict[str, list[float]] = {name: [] for name in encoders}
     for _ in range(options.turns):

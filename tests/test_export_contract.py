@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from safe_o2o import catalog
+from safe_o2o.algorithms.fosp import Fosp
+from safe_o2o.algorithms.fosp_presets import preset
 from safe_o2o.export.onnx import export_bundle
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from tests.exported_policy import observations
@@ -17,7 +21,18 @@ from tests.test_algorithm_contract import build
 
 @pytest.mark.parametrize("name", sorted(catalog.algorithms))
 def test_onnx_parity(name: str, tmp_path: Path) -> None:
-    algorithm = build(name)
+    check_parity(build(name), name, tmp_path)
+
+
+def test_onnx_parity_of_several_modes(tmp_path: Path) -> None:
+    config, cluttered = preset("tiny"), preset("cluttered")
+    world_model = replace(config.world_model, encoder=cluttered.world_model.encoder)
+    config = replace(config, world_model=world_model, actor_modes=cluttered.actor_modes)
+    check_parity(Fosp(config, SPEC, STATISTICS), "fosp", tmp_path)
+
+
+def check_parity(algorithm: Any, name: str, tmp_path: Path) -> None:
+    """It learns a little, is exported, and the runtime acts as it does."""
     for seed in range(3):
         algorithm.update(sequence_batch(seed))
     report = export_bundle(

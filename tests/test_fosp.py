@@ -41,10 +41,13 @@ def gradients(algorithm: Fosp, part: str) -> float:
         feature = feature.detach()
     imagined = part_of.imagine(seen, data) if part_of.imagines else None
     target, said = part_of.critic_targets(feature, data), part_of.read.estimates(feature, data)
+    _, of_state, target["reach"] = part_of.reach_targets(feature, data)
     metrics: dict[str, torch.Tensor] = {}
     loss = {
         "critic": lambda: part_of.critic_loss(said, data, target, imagined, metrics),
-        "reach": lambda: part_of.reach_loss(said, feature, data, imagined, metrics),
+        "reach": lambda: part_of.reach_loss(
+            said, of_state, target["reach"], data, imagined, metrics
+        ),
         "actor": lambda: part_of.actor(
             part_of.actor_objective, said, feature, data, target, imagined, metrics
         ),

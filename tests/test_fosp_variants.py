@@ -204,3 +204,56 @@ def test_an_unknown_preset_names_the_near_miss() -> None:
     for name in ("dreamer", "safedreamer", "behavior_cloning"):
         with pytest.raises(UnknownNameError, match="paper"):
             catalog.load("algorithm", name).preset("papper")
+
+
+def _recorded(algorithm: Fosp, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
+    """Records of a batch, and the targets of its pairs, REF's among them."""
+    part = algorithm.objectives
+    data = part.records(batch)
+    seen = algorithm.net.world_model.observe(
+        data.image, data.vector, data.action, data.is_first, algorithm.generator
+    )
+    feature = algorithm.net.feature(seen.latent, seen.embed)
+    target = part.critic_targets(feature, data)
+    target["reach"] = part.reach_targets(feature, data)[2]
+    return data, target
+
+
+def test_rewards_count_up_to_the_first_violation_only() -> None:
+    batch = sequence_batch(0, batch=2, steps=6)
+    mask = torch.ones_like(batch.mask)
+    reward, cost = torch.zeros(2, 6), torch.zeros(2, 6)
+    reward[:, 5], cost[0, 3] = 1.0, 1.0  # both arrive, the first through an obstacle
+    batch = replace(
+        batch, reward=reward, cost=cost, mask=mask, action_mask=mask,
+        terminated=torch.zeros_like(mask),
+    )  # fmt: skip
+    for ends in (False, True):
+        config = replace(TINY, violation_ends=ends)
+        algorithm = Fosp(config, SPEC, STATISTICS)  # values start at zero: returns of records alone
+        _, target = _recorded(algorithm, batch)
+        back = config.discount_reward * config.lambda_
+        arrives = torch.tensor([back**4, back**3, back**2, back, 1.0])
+        through = arrives * torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0]) if ends else arrives
+        torch.testing.assert_close(target["reward"], torch.stack([through, arrives]))
+
+
+def test_the_gate_goes_by_the_critic_or_by_what_was_recorded() -> None:
+    batch = sequence_batch(0, batch=2, steps=6)
+    mask = torch.ones_like(batch.mask)
+    cost = torch.zeros(2, 6)
+    cost[0, 5] = 1.0
+    batch = replace(
+        batch, reward=torch.zeros(2, 6), cost=cost, mask=mask, action_mask=mask,
+        terminated=torch.zeros_like(mask),
+    )  # fmt: skip
+    for gate in ("critic", "recorded"):
+        algorithm = Fosp(replace(TINY, gate=gate), SPEC, STATISTICS)
+        part = algorithm.objectives
+        data, target = _recorded(algorithm, batch)
+        said = part.read.estimates(torch.zeros(2, 6, algorithm.net.feature_dim), data)
+        weight = part.actor._weight(said, data, target, data.pairs.valid, {})
+        # A critic that has learned nothing tells neither; the record says who hit something.
+        assert torch.allclose(weight[0], weight[1]) == (gate == "critic")
+        if gate == "recorded":
+            assert (weight[0] < 0.1 * weight[1]).all()

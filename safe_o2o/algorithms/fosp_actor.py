@@ -16,6 +16,7 @@ from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records,
 from safe_o2o.algorithms.world_model import Imagined
 from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
 from safe_o2o.nets.parallel import everywhere, largest, share, with_others
+from safe_o2o.nets.policy import MixtureActor
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,12 @@ class ActorObjectives:
             else torch.ones_like(valid)
         )
         mean, std = actor(now)
-        loss = -losses.masked_mean(weight * actor.log_prob(action, mean, std), valid)
+        likelihood = (
+            actor.log_likelihood(now, action)
+            if isinstance(actor, MixtureActor)
+            else actor.log_prob(action, mean, std)
+        )
+        loss = -losses.masked_mean(weight * likelihood, valid)
         if cfg.entropy and not cfg.actor_std:
             loss = loss - cfg.entropy * losses.masked_mean(actor.entropy(std), valid)
         metrics["actor/loss"] = loss.detach()
@@ -148,7 +154,8 @@ class ActorObjectives:
             weight = self._within_budget(weight, said, data, target, valid, metrics)
             return weight.clamp(max=cfg.weight_clip)
         weight = torch.exp(cfg.beta * advantage["reward"]).clamp(max=cfg.weight_clip)
-        weight = weight * read.u(read.q("reach", said)).pow(cfg.gate_power)
+        risk = read.q("reach", said) if cfg.gate == "critic" else target["reach"]
+        weight = weight * read.u(risk).pow(cfg.gate_power)
         weight = self._within_budget(weight, said, data, target, valid, metrics)
         return weight / everywhere(losses.masked_mean(weight, valid)).clamp(min=1e-6)
 

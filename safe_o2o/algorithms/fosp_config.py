@@ -107,6 +107,9 @@ class FospConfig:
     advantage_normalizer: Literal["percentile", "rms"] = "percentile"
     weight: Literal["sum", "gated"] = "sum"
     """paper: sum, u exp(A^r) + (1 - u) exp(-A^c). `gated`: exp(A^r) (1 - p)^power, mean one."""
+    gate: Literal["critic", "recorded"] = "critic"
+    """the gate's p: Q^p(s, a), or the target it learns from, what came of this very action. Where a
+    picture does not say which of two alike actions will hit something, the record does."""
     beta: float = 1.0
     """inverse temperature of the exponential weights"""
     weight_clip: float = 100.0
@@ -115,6 +118,9 @@ class FospConfig:
     """power of (1 - p) in the gated weight"""
     actor_std: float = 0.0
     """constant standard deviation of the actor; 0 learns it (paper)"""
+    actor_modes: int = 1
+    """Gaussians of the actor; paper: 1. One takes the mean of those who go left and those who go
+    right. Of several (with a constant std) the likeliest of low risk acts."""
     entropy: float = 3e-4
     feasibility: Literal["reach", "none"] = "reach"
     """where u comes from; paper: REF. `none` takes every state for feasible, u = 1; REF is still
@@ -138,6 +144,9 @@ class FospConfig:
     """lambda of the reach targets along the recorded sequence; paper: 0 (one step)"""
     reach_labels: Literal["both", "replay"] = "both"
     """what REF learns from: real costs and those of the cost head in imagination, or real ones"""
+    violation_ends: bool = False
+    """recorded rewards count up to the first violation only, as if it ended the episode: else a
+    quick way through an obstacle is what a careful way around it is compared with"""
     timeout_terminates: bool = False
     """take the end of time for an end of the task, as the released code does"""
     shift: int = 0
@@ -173,6 +182,8 @@ class FospConfig:
                 raise ConfigError(f"must be in (0, 1), got {getattr(self, name)}", where=name)
         if self.cost_limit < 0 or self.penalty_coefficient <= 0:
             raise ConfigError("cost_limit must be >= 0 and penalty_coefficient > 0", where="fosp")
+        if self.actor_modes < 1 or (self.actor_modes > 1 and not self.actor_std):
+            raise ConfigError("several modes need a constant actor_std", where="actor_modes")
         if self.batch_size < 1 or self.sequence_length < 2 or self.total_updates < 1:
             raise ConfigError("batch_size, sequence_length - 1, total_updates must be >= 1")
         imagines = (

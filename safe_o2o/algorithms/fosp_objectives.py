@@ -113,7 +113,9 @@ class Objectives:
         target = self.critic_targets(feature, data)
         said = self.read.estimates(feature, data)
         critic_loss = self.critic_loss(said, data, target, imagined, metrics)
-        reach_loss = self.reach_loss(said, feature, data, imagined, metrics)
+        p, p_now, target["reach"] = self.reach_targets(feature, data)
+        metrics["reach/p"] = losses.masked_mean(p, data.mask)
+        reach_loss = self.reach_loss(said, p_now, target["reach"], data, imagined, metrics)
         actor_loss = self.actor(
             self.actor_objective, said, feature, data, target, imagined, metrics
         )
@@ -195,16 +197,17 @@ class Objectives:
         """Targets of Q at the recorded pairs `[B, T-1]`, by kind."""
         cfg, target = self.config, {}
         for kind in self.kinds:
+            x, pairs = data.x[kind], data.pairs
+            if kind == "reward" and cfg.violation_ends:
+                clean = (data.x["cost"] <= 0).float()
+                x, pairs = x * clean, pairs._replace(cont=pairs.cont * clean[:, 1:])
+            discount = self.read.discount(kind)
             if cfg.critic_target == "recorded":
                 value = self.slow["value"][kind](feature)[0]
-                target[kind] = losses.recorded_lambda_return(
-                    data.x[kind], data.pairs, value, self.read.discount(kind), cfg.lambda_
-                )
+                target[kind] = losses.recorded_lambda_return(x, pairs, value, discount, cfg.lambda_)
             else:
                 value = self.net.value[kind](feature)[0]
-                target[kind] = losses.one_step_target(
-                    data.x[kind], data.pairs, value, self.read.discount(kind)
-                )
+                target[kind] = losses.one_step_target(x, pairs, value, discount)
         return target
 
     def critic_loss(
@@ -298,38 +301,51 @@ class Objectives:
         weight = losses.expectile_weight(goal - value.decode(raw)[0].detach(), expectile)
         return weight * value.nll(raw, goal)[0]
 
+    @torch.no_grad()
+    def reach_targets(self, feature: Tensor, data: Records) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels of REF, lambda-mixed along the record (fosp.md 3.4).
+
+        Args:
+            feature: what the heads read `[B, T, F]`.
+            data: the batch.
+
+        Returns:
+            P of every record `[B, T]`, the target of p(s) and that of a pair, P of what follows it,
+            both `[B, T-1]`.
+        """
+        cfg, pairs = self.config, data.pairs
+        violation = (data.x["cost"] > 0).float()
+        p = torch.maximum(violation, self.slow["value"]["reach"](feature)[0])
+        # The pair's target is P at s_{t+1}; a terminal state only has its own label.
+        after: list[Tensor] = []
+        following = p[:, -1]
+        for t in range(p.shape[1] - 1, 0, -1):
+            last, alive = pairs.last[:, t - 1], pairs.cont[:, t - 1]
+            mixed = (1.0 - cfg.reach_lambda) * p[:, t] + cfg.reach_lambda * following
+            ahead = last * p[:, t] + (1.0 - last) * mixed
+            ahead = alive * ahead + (1.0 - alive) * violation[:, t]
+            after.append(ahead)
+            following = losses.reach_target(violation[:, t - 1], ahead, cfg.discount_reach)
+        of_pair = torch.stack(after[::-1], 1)
+        return p, losses.reach_target(violation[:, :-1], of_pair, cfg.discount_reach), of_pair
+
     def reach_loss(
         self,
         said: Estimates,
-        feature: Tensor,
+        target_p: Tensor,
+        ahead: Tensor,
         data: Records,
         imagined: Imagined | None,
         metrics: dict[str, Tensor],
     ) -> Tensor:
         """REF p(s) on real and imagined labels, and its action-conditional twin on real pairs."""
         cfg, reach, critic = self.config, self.net.value["reach"], self.net.critic["reach"]
-        violation = (data.x["cost"] > 0).float()
-        pairs = data.pairs
-        with torch.no_grad():
-            p = torch.maximum(violation, self.slow["value"]["reach"](feature)[0])
-            # The pair's target is P at s_{t+1}; a terminal state only has its own label.
-            after: list[Tensor] = []
-            following = p[:, -1]
-            for t in range(p.shape[1] - 1, 0, -1):
-                last, alive = pairs.last[:, t - 1], pairs.cont[:, t - 1]
-                mixed = (1.0 - cfg.reach_lambda) * p[:, t] + cfg.reach_lambda * following
-                ahead = last * p[:, t] + (1.0 - last) * mixed
-                ahead = alive * ahead + (1.0 - alive) * violation[:, t]
-                after.append(ahead)
-                following = losses.reach_target(violation[:, t - 1], ahead, cfg.discount_reach)
-            ahead = torch.stack(after[::-1], 1)
-            target_p = losses.reach_target(violation[:, :-1], ahead, cfg.discount_reach)
-        raw_p = said.v["reach"]
+        raw_p, valid = said.v["reach"], data.pairs.valid
         tilt = losses.expectile_weight(
             target_p - reach.decode(raw_p)[0].detach(), cfg.expectile_reach
         )
-        loss = losses.masked_mean(2.0 * tilt * reach.nll(raw_p, target_p)[0], pairs.valid)
-        loss = loss + losses.masked_mean(critic.nll(said.q["reach"], ahead).sum(0), pairs.valid)
+        loss = losses.masked_mean(2.0 * tilt * reach.nll(raw_p, target_p)[0], valid)
+        loss = loss + losses.masked_mean(critic.nll(said.q["reach"], ahead).sum(0), valid)
         if imagined is not None and cfg.reach_labels == "both":
             label = (imagined.x["cost"].detach() > 0.5).float()
             with torch.no_grad():
@@ -339,5 +355,4 @@ class Objectives:
             raw_i = self.read.imagined_value_raw(imagined, "reach")
             loss = loss + losses.mean(reach.nll(raw_i, target_i)[0] * weight)
         metrics["reach/loss"] = loss.detach()
-        metrics["reach/p"] = losses.masked_mean(p, data.mask)
         return loss

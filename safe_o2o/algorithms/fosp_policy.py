@@ -18,7 +18,7 @@ from safe_o2o.algorithms.fosp_config import FospConfig, SelectionConfig
 from safe_o2o.algorithms.world_model import Perception, WorldModel
 from safe_o2o.nets.critic import Critic
 from safe_o2o.nets.distribution import categorical_mode
-from safe_o2o.nets.policy import GaussianActor
+from safe_o2o.nets.policy import GaussianActor, MixtureActor, likeliest
 from safe_o2o.nets.rssm import Latent
 from safe_o2o.spaces import ObservationSpec, Spec
 
@@ -106,9 +106,10 @@ class FospNet(nn.Module):
     def new_actor(self) -> GaussianActor:
         """An actor that has learned nothing yet."""
         cfg = self.config
-        return GaussianActor(
-            self.feature_dim, self.action_dim, cfg.hidden_dims, cfg.actor_std or None
-        )
+        sizes = self.feature_dim, self.action_dim, cfg.hidden_dims
+        if cfg.actor_modes > 1:
+            return MixtureActor(*sizes, cfg.actor_std, cfg.actor_modes)
+        return GaussianActor(*sizes, cfg.actor_std or None)
 
     def feature(self, latent: Latent, embed: Tensor) -> Tensor:
         """What actor and critics read, `[..., F]`."""
@@ -291,7 +292,7 @@ class DecisionModule(nn.Module):
                 self._track(self.base, "base_", seen, named, carry, scores)
             )
             base_action = base_mean + base_std * noise["noise"][:, 1] if sampled else base_mean
-        mean, std = self.net.actor(feature)
+        mean, std = self._intended(feature, scores)
         action = self.candidates(mean, std, base_action, noise)
         wide = feature.unsqueeze(1).expand(-1, action.shape[1], -1)
         q_reward, q_cost = self.net.q_reward(wide, action), self.net.q_cost(wide, action)
@@ -315,6 +316,19 @@ class DecisionModule(nn.Module):
             reach,
         )
         return outputs, scores
+
+    def _intended(self, feature: Tensor, scores: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and std `[N, A]` of the policy: of several Gaussians a likely one of low risk."""
+        actor = self.net.actor
+        if not isinstance(actor, MixtureActor):
+            mean, std = actor(feature)
+            return mean, std
+        share, means = actor.modes(feature)
+        wide = feature.unsqueeze(1).expand(-1, means.shape[1], -1)
+        risk = self.net.q_reach(wide, means)
+        scores.append(share - risk / self.selection.risk_temperature)
+        mean = likeliest(scores[-1], means)
+        return mean, torch.full_like(mean, actor.fixed_std or 0.0)
 
     def _track(
         self,

@@ -3,6 +3,11 @@
 `small` is the recipe that was measured to work in minutes on two CPU cores: gradients of actor and
 critics reach the encoder, advantages are lambda-returns along the recorded episode, and weights are
 clipped and gated by the probability of a later violation.
+
+`cluttered` is as large, for scenes that have to be seen to be passed (docs/safe_reach.md, level 2),
+and wants more data and several times the updates: an encoder that keeps a map and is trained by
+prediction more than by the critics, an actor of several modes, and weights and returns that go by
+whether a violation followed this very action, as no critic is right about that for a long time.
 """
 
 from __future__ import annotations
@@ -81,6 +86,15 @@ SMALL = FospConfig(
 
 SIZES: dict[str, FospConfig] = {
     "small": SMALL,
+    "cluttered": replace(
+        SMALL,
+        world_model=replace(SMALL.world_model, encoder="patch", image_scale=0.3),
+        gate="recorded",
+        violation_ends=True,
+        actor_modes=4,
+        reach_lambda=0.8,
+        total_updates=6000,
+    ),
     "tiny": replace(
         SMALL,
         world_model=replace(
@@ -111,6 +125,7 @@ def dreamer(config: FospConfig) -> FospConfig:
         beta=1.0,
         advantage_normalizer="percentile",
         actor_std=0.0,
+        actor_modes=1,
         entropy=3e-4,
         head_input="latent",
         selection=SelectionConfig(rule="mean"),
@@ -226,7 +241,7 @@ PRESETS: dict[str, FospConfig] = SIZES | {
 
 
 def preset(name: str) -> FospConfig:
-    """A named set of settings: `tiny` (tests), `small` (two CPU cores), `paper`, and variants.
+    """A named set of settings: `tiny` (tests), `small` and `cluttered` (CPU), `paper`, variants.
 
     `small_without_reach` is `small` without REF; so for each of the parts and each size.
     `paper_released` is what the released code computes.

@@ -13,7 +13,14 @@ from safe_o2o.algorithms import losses
 from safe_o2o.errors import ConfigError
 from safe_o2o.nets.backbone import Backbone, BackboneConfig
 from safe_o2o.nets.critic import NumberHead
-from safe_o2o.nets.encoder import Decoder, Encoder, KeypointCNN, StridedCNN, VectorDecoder
+from safe_o2o.nets.encoder import (
+    Decoder,
+    Encoder,
+    KeypointCNN,
+    PatchCNN,
+    StridedCNN,
+    VectorDecoder,
+)
 from safe_o2o.nets.mlp import MLP, constant
 from safe_o2o.nets.normalizer import VectorNormalizer
 from safe_o2o.nets.parallel import Draws
@@ -26,8 +33,9 @@ from safe_o2o.spaces import Spec
 class WorldModelConfig:
     """Sizes and loss weights; the defaults are the paper's (fosp.md 5)."""
 
-    encoder: Literal["strided", "keypoint", "backbone"] = "strided"
+    encoder: Literal["strided", "keypoint", "patch", "backbone"] = "strided"
     """paper: strided. `keypoint` ends in a spatial softmax (learns positions from little data).
+    `patch` keeps a map, which can say that something is not there, or there twice.
     `backbone` is a network of torchvision or timm."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """which one, with encoder `backbone`"""
@@ -168,6 +176,8 @@ class Perception(nn.Module):
             return Backbone(self.config.backbone, self.channels, self.config.depth)
         if self.config.encoder == "keypoint":
             return KeypointCNN(self.channels, self.config.depth)
+        if self.config.encoder == "patch":
+            return PatchCNN(self.channels, self.config.depth)
         return StridedCNN(self.channels, self.config.depth)
 
     def look(self, image: Tensor) -> Tensor:

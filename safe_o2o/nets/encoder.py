@@ -1,8 +1,8 @@
 """From pixels and poses to one vector, and back.
 
-Image encoders behind one interface: the paper's strided CNN (fosp.md 2.1), a small one that ends in
-keypoints (spatial softmax), which learns positions from little data on a CPU (simulators.md 8.2),
-and somebody else's pretrained network (`nets.backbone`).
+Image encoders behind one interface: the paper's strided CNN (fosp.md 2.1), two small ones that
+learn from little data on a CPU, of which one ends in keypoints (spatial softmax, simulators.md 8.2)
+and one keeps a map, and somebody else's pretrained network (`nets.backbone`).
 """
 
 from __future__ import annotations
@@ -120,6 +120,41 @@ class KeypointCNN(nn.Module):
         x = self.layers[:-1](self.patches(image))
         heat = nn.functional.conv2d(x, weight, bias, padding=1)
         return expected_positions(heat.permute(0, 2, 3, 1).flatten(1, 2), self.moments)
+
+
+class PatchCNN(nn.Module):
+    """Embeds 4x4 patches, a dense and a strided convolution, and keeps the whole map.
+
+    As cheap as `KeypointCNN`, but a channel can say that something is not there, or there twice.
+
+    Args:
+        channels: image channels.
+        depth: channels of the first layers.
+        size: image side, pixels; a multiple of 8.
+    """
+
+    def __init__(self, channels: int, depth: int = 32, size: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(16 * channels, depth, 1),
+            nn.ReLU(),
+            nn.Conv2d(depth, depth, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(depth, 2 * depth, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(2 * depth, depth // 2, 1),
+            nn.ReLU(),
+        )
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        self.out_dim = depth // 2 * (size // 8) ** 2
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`[B, C, S, S]` around zero -> `[B, out_dim]`."""
+        out: Tensor = self.layers(KeypointCNN.patches(image))
+        return out.flatten(1)
 
 
 class Encoder(nn.Module):

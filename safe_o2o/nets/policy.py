@@ -62,3 +62,53 @@ class GaussianActor(nn.Module):
     def entropy(std: Tensor) -> Tensor:
         """Entropy `[...]` in nats."""
         return normal_entropy(std)
+
+
+class MixtureActor(GaussianActor):
+    """Several Gaussians of one constant std, for data that goes left here and right there.
+
+    Called as a `GaussianActor` it is the likeliest of them.
+
+    Args:
+        feature_dim: size of the state feature.
+        action_dim: A.
+        hidden_dims: hidden layers.
+        fixed_std: constant standard deviation.
+        modes: K, number of Gaussians.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int],
+        fixed_std: float,
+        modes: int,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.fixed_std, self.count = fixed_std, modes
+        self.mlp = MLP(feature_dim, modes * (action_dim + 1), hidden_dims)
+        # Alike they would stay alike: each learns from what it is the nearest to.
+        self.start = nn.Parameter(0.5 * torch.randn(modes, action_dim))
+
+    def modes(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-shares `[..., K]` and means `[..., K, A]` of the Gaussians."""
+        raw = self.mlp(feature).unflatten(-1, (self.count, -1))
+        return torch.log_softmax(raw[..., 0], -1), torch.tanh(raw[..., 1:] + self.start)
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature `[..., F]` -> mean and std `[..., A]` of the likeliest Gaussian."""
+        mean = likeliest(*self.modes(feature))
+        return mean, torch.full_like(mean, self.fixed_std)
+
+    def log_likelihood(self, feature: Tensor, action: Tensor) -> Tensor:
+        """Log-density `[...]` of actions `[..., A]` under the mixture."""
+        share, mean = self.modes(feature)
+        std = torch.full_like(mean, self.fixed_std)
+        return torch.logsumexp(share + normal_log_prob(action.unsqueeze(-2), mean, std), -1)
+
+
+def likeliest(score: Tensor, mean: Tensor) -> Tensor:
+    """Of means `[..., K, A]` the one with the largest score `[..., K]`, `[..., A]`."""
+    index = score.argmax(-1, keepdim=True).unsqueeze(-1)
+    return torch.gather(mean, -2, index.expand(*index.shape[:-1], mean.shape[-1])).squeeze(-2)
