@@ -63,11 +63,11 @@ def test_of_two_likely_ways_the_less_risky_one_is_taken() -> None:
     actor.modes = lambda feature: (torch.log(torch.tensor([[0.6, 0.4]])), means)  # type: ignore[method-assign]
     module.net.q_reach = lambda feature, action: 0.5 + 0.5 * action[..., 0]  # type: ignore[method-assign]
     feature = torch.zeros(1, module.net.feature_dim)
-    mean, std = module._intended(feature, scores)
+    mean, std = module._intended(module.net, feature, scores)
     assert mean[0, 0].item() == pytest.approx(-0.6) and std[0, 0].item() == config.actor_std
     # Equal risks: the likelier.
     module.net.q_reach = lambda feature, action: torch.full(action.shape[:-1], 0.3)  # type: ignore[method-assign]
-    assert module._intended(feature, scores)[0][0, 0].item() == pytest.approx(0.6)
+    assert module._intended(module.net, feature, scores)[0][0, 0].item() == pytest.approx(0.6)
     assert len(scores) == 2  # a near tie is one that export's parity check must know of
 
 

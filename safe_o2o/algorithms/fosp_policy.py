@@ -288,11 +288,10 @@ class DecisionModule(nn.Module):
         base_action = None
         sampled = self.selection.rule == "expansion"
         if self.base is not None:
-            base_mean, base_std = self.base.actor(
-                self._track(self.base, "base_", seen, named, carry, scores)
-            )
+            base_feature = self._track(self.base, "base_", seen, named, carry, scores)
+            base_mean, base_std = self._intended(self.base, base_feature, scores)
             base_action = base_mean + base_std * noise["noise"][:, 1] if sampled else base_mean
-        mean, std = self._intended(feature, scores)
+        mean, std = self._intended(self.net, feature, scores)
         action = self.candidates(mean, std, base_action, noise)
         wide = feature.unsqueeze(1).expand(-1, action.shape[1], -1)
         q_reward, q_cost = self.net.q_reward(wide, action), self.net.q_cost(wide, action)
@@ -317,15 +316,17 @@ class DecisionModule(nn.Module):
         )
         return outputs, scores
 
-    def _intended(self, feature: Tensor, scores: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean and std `[N, A]` of the policy: of several Gaussians a likely one of low risk."""
-        actor = self.net.actor
+    def _intended(
+        self, net: FospNet, feature: Tensor, scores: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and std `[N, A]` of a policy: of several Gaussians a likely one of low risk."""
+        actor = net.actor
         if not isinstance(actor, MixtureActor):
             mean, std = actor(feature)
             return mean, std
         share, means = actor.modes(feature)
         wide = feature.unsqueeze(1).expand(-1, means.shape[1], -1)
-        risk = self.net.q_reach(wide, means)
+        risk = net.q_reach(wide, means)
         scores.append(share - risk / self.selection.risk_temperature)
         mean = likeliest(scores[-1], means)
         return mean, torch.full_like(mean, actor.fixed_std or 0.0)
