@@ -55,9 +55,8 @@ def measure(preset: str, encoder: str, model: str, updates: int) -> list[float]:
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    small_backbone.register()
     source, _, name = model.partition(":")
-    with tempfile.TemporaryDirectory() as folder:
+    with small_backbone.registered(), tempfile.TemporaryDirectory() as folder:
         weights = str(Path(folder) / "weights.safetensors")
         if encoder.startswith("frozen"):
             save_file(catalog.load("backbone", source)(name).trunk.state_dict(), weights)
