@@ -167,7 +167,7 @@ class Unsafe(_Behavior):
     """Straight to about the goal, whatever is in the way; each episode aims a little off.
 
     Where there are towers half of the episodes cross at a height of their own instead, which clears
-    what is low: else nothing in the data would say that a tower is in the way up there too.
+    what is low: else hardly anything in the data would say that a tower is in the way up there.
     """
 
     _stream = 12
