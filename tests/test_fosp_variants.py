@@ -35,13 +35,18 @@ def with_costs(batch: Batch, cost: float) -> Batch:
     return replace(batch, cost=torch.full_like(batch.cost, cost))
 
 
-def imagined(algorithm: Fosp, batch: Batch) -> tuple[Any, Any]:
-    part = algorithm.objectives
-    data = part.records(batch)
+def observed(algorithm: Fosp, batch: Batch) -> tuple[Any, Any]:
+    """A batch seen through the world model, and its records."""
+    data = algorithm.objectives.records(batch)
     seen = algorithm.net.world_model.observe(
         data.image, data.vector, data.action, data.is_first, algorithm.generator
     )
-    return part.imagine(seen, data), data
+    return seen, data
+
+
+def imagined(algorithm: Fosp, batch: Batch) -> tuple[Any, Any]:
+    seen, data = observed(algorithm, batch)
+    return algorithm.objectives.imagine(seen, data), data
 
 
 @pytest.mark.parametrize("make", [BehaviorCloning, Dreamer])
@@ -208,11 +213,7 @@ def test_an_unknown_preset_names_the_near_miss() -> None:
 
 def _recorded(algorithm: Fosp, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
     """Records of a batch, and the targets of its pairs, REF's among them."""
-    part = algorithm.objectives
-    data = part.records(batch)
-    seen = algorithm.net.world_model.observe(
-        data.image, data.vector, data.action, data.is_first, algorithm.generator
-    )
+    part, (seen, data) = algorithm.objectives, observed(algorithm, batch)
     feature = algorithm.net.feature(seen.latent, seen.embed)
     target = part.critic_targets(feature, data)
     target["reach"] = part.reach_targets(feature, data)[2]

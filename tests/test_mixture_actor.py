@@ -19,12 +19,14 @@ def test_the_likelihood_is_that_of_the_mixture() -> None:
     torch.manual_seed(0)
     actor = MixtureActor(5, 3, (16,), 0.25, 4)
     feature, action = torch.randn(7, 5), torch.rand(7, 3) * 2 - 1
-    share, mean = actor.modes(feature)
+    share, means = actor.modes(feature)
     mixture = distributions.MixtureSameFamily(
         distributions.Categorical(logits=share),
-        distributions.Independent(distributions.Normal(mean, 0.25), 1),
+        distributions.Independent(distributions.Normal(means, 0.25), 1),
     )
-    torch.testing.assert_close(actor.log_likelihood(feature, action), mixture.log_prob(action))
+    density, mean, _ = actor.likelihood(feature, action)
+    torch.testing.assert_close(density, mixture.log_prob(action))
+    assert torch.equal(mean, actor(feature)[0])
 
 
 def fitted(actor: GaussianActor, action: torch.Tensor) -> torch.Tensor:
@@ -32,10 +34,7 @@ def fitted(actor: GaussianActor, action: torch.Tensor) -> torch.Tensor:
     feature = torch.ones(len(action), 2)
     optimizer = torch.optim.Adam(actor.parameters(), 1e-2)
     for _ in range(300):
-        if isinstance(actor, MixtureActor):
-            likelihood = actor.log_likelihood(feature, action)
-        else:
-            likelihood = actor.log_prob(action, *actor(feature))
+        likelihood = actor.likelihood(feature, action)[0]
         optimizer.zero_grad()
         (-likelihood.mean()).backward()
         optimizer.step()

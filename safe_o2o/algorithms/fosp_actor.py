@@ -16,7 +16,6 @@ from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records,
 from safe_o2o.algorithms.world_model import Imagined
 from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer
 from safe_o2o.nets.parallel import everywhere, largest, share, with_others
-from safe_o2o.nets.policy import MixtureActor
 
 
 @dataclass(frozen=True)
@@ -112,12 +111,7 @@ class ActorObjectives:
             if which == "weighted"
             else torch.ones_like(valid)
         )
-        mean, std = actor(now)
-        likelihood = (
-            actor.log_likelihood(now, action)
-            if isinstance(actor, MixtureActor)
-            else actor.log_prob(action, mean, std)
-        )
+        likelihood, mean, std = actor.likelihood(now, action)
         loss = -losses.masked_mean(weight * likelihood, valid)
         if cfg.entropy and not cfg.actor_std:
             loss = loss - cfg.entropy * losses.masked_mean(actor.entropy(std), valid)

@@ -18,7 +18,7 @@ from safe_o2o.algorithms.fosp_config import FospConfig, SelectionConfig
 from safe_o2o.algorithms.world_model import Perception, WorldModel
 from safe_o2o.nets.critic import Critic
 from safe_o2o.nets.distribution import categorical_mode
-from safe_o2o.nets.policy import GaussianActor, MixtureActor, likeliest
+from safe_o2o.nets.policy import GaussianActor, MixtureActor
 from safe_o2o.nets.rssm import Latent
 from safe_o2o.spaces import ObservationSpec, Spec
 
@@ -328,8 +328,7 @@ class DecisionModule(nn.Module):
         wide = feature.unsqueeze(1).expand(-1, means.shape[1], -1)
         risk = net.q_reach(wide, means)
         scores.append(share - risk / self.selection.risk_temperature)
-        mean = likeliest(scores[-1], means)
-        return mean, torch.full_like(mean, actor.fixed_std or 0.0)
+        return actor.taking(scores[-1], means)
 
     def _track(
         self,

@@ -66,6 +66,22 @@ class StridedCNN(nn.Module):
         return self.layers(image).flatten(1)
 
 
+def patches(image: Tensor) -> Tensor:
+    """`[B, C, S, S] -> [B, 16 C, S/4, S/4]`, channels last in memory as the camera delivers."""
+    n, channels, height, width = image.shape
+    rows = image.permute(0, 2, 3, 1).reshape(n, height // 4, 4, width // 4, 4, channels)
+    cells = rows.permute(0, 1, 3, 2, 4, 5).reshape(n, height // 4, width // 4, 16 * channels)
+    return cells.permute(0, 3, 1, 2)
+
+
+def keep_signal(layers: nn.Sequential) -> None:
+    """Start convolutions so that ReLUs leave a signal its size, which PyTorch's default shrinks."""
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+
 class KeypointCNN(nn.Module):
     """Embeds 4x4 patches, two dense convolutions, then the expected position of each channel.
 
@@ -89,25 +105,14 @@ class KeypointCNN(nn.Module):
             nn.ReLU(),
             nn.Conv2d(keypoints, keypoints, 3, 1, 1),
         )
-        for layer in self.layers:
-            if isinstance(layer, nn.Conv2d):
-                # PyTorch's default shrinks the signal at every layer: the softmax below would start
-                # uniform, every keypoint in the middle, and hardly any gradient would come back.
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+        # Else the softmax below would start uniform, every keypoint in the middle, and hardly any
+        # gradient would come back.
+        keep_signal(self.layers)
         side = size // 4
         self.register_buffer("moments", position_moments(side, side), persistent=False)
         # Sharp from the start: with e^0 behaviour cloning took twice the updates.
         self.log_sharpness = nn.Parameter(torch.full((keypoints, 1), 2.0))
         self.out_dim = 2 * keypoints
-
-    @staticmethod
-    def patches(image: Tensor) -> Tensor:
-        """`[B, C, S, S] -> [B, 16 C, S/4, S/4]`, channels last in memory as the camera delivers."""
-        n, channels, height, width = image.shape
-        rows = image.permute(0, 2, 3, 1).reshape(n, height // 4, 4, width // 4, 4, channels)
-        cells = rows.permute(0, 1, 3, 2, 4, 5).reshape(n, height // 4, width // 4, 16 * channels)
-        return cells.permute(0, 3, 1, 2)
 
     def forward(self, image: Tensor) -> Tensor:
         """`[B, C, S, S]` around zero -> `[B, 2 * keypoints]` in [-1, 1]."""
@@ -117,7 +122,7 @@ class KeypointCNN(nn.Module):
         sharpness = self.log_sharpness.exp()
         weight = last.weight * sharpness[..., None, None]
         bias = last.bias * sharpness[:, 0]
-        x = self.layers[:-1](self.patches(image))
+        x = self.layers[:-1](patches(image))
         heat = nn.functional.conv2d(x, weight, bias, padding=1)
         return expected_positions(heat.permute(0, 2, 3, 1).flatten(1, 2), self.moments)
 
@@ -145,15 +150,12 @@ class PatchCNN(nn.Module):
             nn.Conv2d(2 * depth, depth // 2, 1),
             nn.ReLU(),
         )
-        for layer in self.layers:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+        keep_signal(self.layers)
         self.out_dim = depth // 2 * (size // 8) ** 2
 
     def forward(self, image: Tensor) -> Tensor:
         """`[B, C, S, S]` around zero -> `[B, out_dim]`."""
-        out: Tensor = self.layers(KeypointCNN.patches(image))
+        out: Tensor = self.layers(patches(image))
         return out.flatten(1)
 
 

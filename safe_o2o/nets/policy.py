@@ -1,4 +1,4 @@
-"""Gaussian actor of DreamerV3/FOSP (fosp.md 3.7)."""
+"""Gaussian actor of DreamerV3/FOSP (fosp.md 3.7), and a mixture of Gaussians in its place."""
 
 from __future__ import annotations
 
@@ -44,8 +44,17 @@ class GaussianActor(nn.Module):
         raw = self.mlp(feature)
         if self.fixed_std:
             mean = torch.tanh(raw)
-            return mean, torch.full_like(mean, self.fixed_std)
+            return mean, self._std(mean)
         return self.moments(*raw.chunk(2, -1))
+
+    def _std(self, mean: Tensor) -> Tensor:
+        assert self.fixed_std is not None
+        return torch.full_like(mean, self.fixed_std)
+
+    def likelihood(self, feature: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-density `[...]` of actions `[..., A]`, and what `forward` returns."""
+        mean, std = self(feature)
+        return self.log_prob(action, mean, std), mean, std
 
     @staticmethod
     def sample(mean: Tensor, std: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -85,9 +94,9 @@ class MixtureActor(GaussianActor):
         fixed_std: float,
         modes: int,
     ) -> None:
-        nn.Module.__init__(self)
-        self.fixed_std, self.count = fixed_std, modes
-        self.mlp = MLP(feature_dim, modes * (action_dim + 1), hidden_dims)
+        # Of every mode a log-share and a mean.
+        super().__init__(feature_dim, modes * (1 + action_dim), hidden_dims, fixed_std)
+        self.count = modes
         # Alike they would stay alike: each learns from what it is the nearest to.
         self.start = nn.Parameter(0.5 * torch.randn(modes, action_dim))
 
@@ -98,17 +107,16 @@ class MixtureActor(GaussianActor):
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Feature `[..., F]` -> mean and std `[..., A]` of the likeliest Gaussian."""
-        mean = likeliest(*self.modes(feature))
-        return mean, torch.full_like(mean, self.fixed_std)
+        return self.taking(*self.modes(feature))
 
-    def log_likelihood(self, feature: Tensor, action: Tensor) -> Tensor:
-        """Log-density `[...]` of actions `[..., A]` under the mixture."""
-        share, mean = self.modes(feature)
-        std = torch.full_like(mean, self.fixed_std)
-        return torch.logsumexp(share + normal_log_prob(action.unsqueeze(-2), mean, std), -1)
+    def taking(self, score: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std `[..., A]` of the Gaussian with the largest score, of K `[..., K]`."""
+        index = score.argmax(-1, keepdim=True).unsqueeze(-1)
+        mean = torch.gather(means, -2, index.expand(*index.shape[:-1], means.shape[-1])).squeeze(-2)
+        return mean, self._std(mean)
 
-
-def likeliest(score: Tensor, mean: Tensor) -> Tensor:
-    """Of means `[..., K, A]` the one with the largest score `[..., K]`, `[..., A]`."""
-    index = score.argmax(-1, keepdim=True).unsqueeze(-1)
-    return torch.gather(mean, -2, index.expand(*index.shape[:-1], mean.shape[-1])).squeeze(-2)
+    def likelihood(self, feature: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `GaussianActor`; the density is that of the mixture."""
+        share, means = self.modes(feature)
+        each = normal_log_prob(action.unsqueeze(-2), means, self._std(means))
+        return torch.logsumexp(share + each, -1), *self.taking(share, means)
