@@ -86,6 +86,7 @@ THEIRS: dict[str, tuple[str, ...]] = {
     "pinocchio": ("safe_o2o.safety", "safe_o2o.runtime.cartesian"),
     "pink": ("safe_o2o.runtime.cartesian",),
     "qpsolvers": ("safe_o2o.safety", "safe_o2o.runtime.cartesian"),
+    "scipy": ("safe_o2o.safety.calibration",),
     "pybullet": ("safe_o2o_sim",),
     "pybullet_data": ("safe_o2o_sim",),
     "mujoco": ("safe_o2o_sim",),
