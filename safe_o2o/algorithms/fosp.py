@@ -19,11 +19,12 @@ from safe_o2o.algorithms.budgets import Budgets
 from safe_o2o.algorithms.duals import AugmentedLagrangian
 from safe_o2o.algorithms.fosp_actor import Duals
 from safe_o2o.algorithms.fosp_config import FospConfig
+from safe_o2o.algorithms.fosp_net import FospNet
 from safe_o2o.algorithms.fosp_objectives import Objectives
-from safe_o2o.algorithms.fosp_policy import FospNet, FospPolicy
+from safe_o2o.algorithms.fosp_policy import FospPolicy
 from safe_o2o.algorithms.fosp_presets import preset
 from safe_o2o.algorithms.fosp_reading import KINDS
-from safe_o2o.algorithms.latents import Tracker
+from safe_o2o.algorithms.latents import Tracker, What
 from safe_o2o.data.batch import Batch
 from safe_o2o.nets.backbone import frozen_names
 from safe_o2o.nets.critic import ema_update
@@ -112,10 +113,10 @@ class Fosp:
         base = self.base if self.config.finetune.expansion else None
         return FospPolicy(net, base, self.spec, self.config.seed)
 
-    def tracker(self) -> Tracker | None:
+    def tracker(self, what: What = "features") -> Tracker | None:
         """The deployed policy's world model as an encoder; None where it has none."""
         net = self.policy.module.net
-        return Tracker(net, self.spec) if net.remembers else None
+        return Tracker(net, self.spec, what) if net.remembers else None
 
     @property
     def pretrained(self) -> str:

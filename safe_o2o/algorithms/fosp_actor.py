@@ -11,7 +11,7 @@ from safe_o2o.algorithms import losses
 from safe_o2o.algorithms.budgets import Budgets
 from safe_o2o.algorithms.duals import AugmentedLagrangian
 from safe_o2o.algorithms.fosp_config import FospConfig
-from safe_o2o.algorithms.fosp_policy import FospNet, cautious
+from safe_o2o.algorithms.fosp_net import FospNet, cautious
 from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records, constant
 from safe_o2o.algorithms.world_model import Imagined
 from safe_o2o.nets.normalizer import PercentileNormalizer, RmsNormalizer

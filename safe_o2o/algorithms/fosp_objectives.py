@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from safe_o2o.algorithms import losses
 from safe_o2o.algorithms.fosp_actor import ActorObjectives, Duals
 from safe_o2o.algorithms.fosp_config import IMAGINED, FospConfig
-from safe_o2o.algorithms.fosp_policy import FospNet, cautious, stack_images, stack_vectors
+from safe_o2o.algorithms.fosp_net import FospNet, cautious, stack_images, stack_vectors
 from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records
 from safe_o2o.algorithms.world_model import Imagined, Observed
 from safe_o2o.data.batch import Batch

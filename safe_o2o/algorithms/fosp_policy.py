@@ -1,159 +1,42 @@
 """What FOSP deploys: encoder, recurrent state, actor and critics as one step function.
 
-`FospNet` holds every network. `FospPolicy` is the `Policy` behind `act`; `DecisionModule` is the
-same step with plain tensors in and out, which is what becomes the ONNX graph.
+`FospPolicy` is the `Policy` behind `act`; `DecisionModule` is the same step with plain tensors in
+and out, which is what becomes the ONNX graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from safe_o2o.algorithms import losses
-from safe_o2o.algorithms.fosp_config import FospConfig, SelectionConfig
-from safe_o2o.algorithms.world_model import Perception, WorldModel
-from safe_o2o.nets.critic import Critic
-from safe_o2o.nets.distribution import categorical_mode
-from safe_o2o.nets.policy import GaussianActor, MixtureActor
+from safe_o2o.algorithms.fosp_config import SelectionConfig
+from safe_o2o.algorithms.fosp_net import FospNet, Tracked, stack_images, stack_vectors
+from safe_o2o.nets.policy import MixtureActor
 from safe_o2o.nets.rssm import Latent
-from safe_o2o.spaces import ObservationSpec, Spec
+from safe_o2o.spaces import Spec
 
 UNDECIDED = 1e-4
 """Log-probability by which a choice must lead: less than that may be the order of a sum."""
 
 
-def stack_vectors(spec: ObservationSpec, obs: Mapping[str, Tensor]) -> Tensor:
-    """Concatenate the vectors of an observation in the spec's order, `[..., V]` float32.
+class Decided(NamedTuple):
+    """One decision and what it came from.
 
-    V is 0 where it has none.
-    """
-    if not spec.vector_names:
-        image = obs[spec.image_names[0]]
-        return image.new_zeros((*image.shape[:-3], 0), dtype=torch.float32)
-    return torch.cat([obs[name].float() for name in spec.vector_names], -1)
-
-
-def stack_images(spec: ObservationSpec, obs: Mapping[str, Tensor]) -> Tensor:
-    """Images of an observation `[..., H, W, C]` uint8 -> `[..., C, H, W]` float32 around zero.
-
-    C is 0 where it has none.
-    """
-    if not spec.image_names:
-        vector = obs[spec.vector_names[0]]
-        return vector.new_zeros((*vector.shape[:-1], 0, 64, 64))
-    image = torch.cat([obs[name] for name in spec.image_names], -1)
-    # In place: every further copy of a batch of images costs as much as a layer.
-    return image.movedim(-1, -3).to(torch.float32).div_(255.0).sub_(0.5)
-
-
-def cautious(kind: str, values: Tensor) -> Tensor:
-    """Of an ensemble `[E, ...]` the member to believe: least reward, most cost, most risk."""
-    return values.amin(0) if kind == "reward" else values.amax(0)
-
-
-class FospNet(nn.Module):
-    """Every network of FOSP.
-
-    Args:
-        config: settings.
-        spec: observation and action spec.
-        vector_mean: dataset mean of the concatenated vectors `[V]`.
-        vector_std: their standard deviation `[V]`.
+    Attributes:
+        outputs: the graph's outputs, in order.
+        scores: of all that was chosen among `[N, ..., K]`: the largest was taken.
+        watched: the moment as the frozen offline policy's world model takes it, where there is
+            one, else as the policy's own; None without a world model.
     """
 
-    def __init__(
-        self, config: FospConfig, spec: Spec, vector_mean: Tensor, vector_std: Tensor
-    ) -> None:
-        super().__init__()
-        self.config = config
-        kind = WorldModel if config.model == "rssm" else Perception
-        self.world_model: Perception = kind(config.world_model, spec, vector_mean, vector_std)
-        embed_dim = self.world_model.encoder.out_dim
-        self.feature_dim = {
-            "embed": lambda: embed_dim,
-            "latent": lambda: self.model.rssm.feature_dim,
-            "stoch_embed": lambda: self.model.rssm.stoch_dim + embed_dim,
-        }[config.head_input]()
-        size, dim, hidden = self.feature_dim, spec.action.dim, config.hidden_dims
-        output, members = config.critic_output, config.ensemble
-        self.action_dim = dim
-        self.actor = self.new_actor()
-        outputs = {"reward": output, "cost": output, "reach": "probability"}
-        outputs |= dict.fromkeys(config.budget.limits, output)
-        self.critic = nn.ModuleDict(
-            {kind: Critic(size, dim, hidden, out, members) for kind, out in outputs.items()}
-        )
-        # Of `reach`: the reachability estimation function p(s), probability of ever violating.
-        self.value = nn.ModuleDict(
-            {kind: Critic(size, 0, hidden, out) for kind, out in outputs.items()}
-        )
-
-    @property
-    def model(self) -> WorldModel:
-        """The world model, where there is one (`model` is `rssm`)."""
-        assert isinstance(self.world_model, WorldModel)
-        return self.world_model
-
-    @property
-    def remembers(self) -> bool:
-        """Whether the policy has a state, the world model's; without one it sees the moment."""
-        return isinstance(self.world_model, WorldModel)
-
-    def new_actor(self) -> GaussianActor:
-        """An actor that has learned nothing yet."""
-        cfg = self.config
-        sizes = self.feature_dim, self.action_dim, cfg.hidden_dims
-        if cfg.actor_modes > 1:
-            return MixtureActor(*sizes, cfg.actor_std, cfg.actor_modes)
-        return GaussianActor(*sizes, cfg.actor_std or None)
-
-    def feature(self, latent: Latent, embed: Tensor) -> Tensor:
-        """What actor and critics read, `[..., F]`."""
-        if self.config.head_input == "latent":
-            return latent.feature
-        if self.config.head_input == "embed":
-            return embed
-        return torch.cat([latent.stoch, embed], -1)
-
-    def q_reward(self, feature: Tensor, action: Tensor) -> Tensor:
-        """Smallest reward critic of the ensemble `[...]`."""
-        return cautious("reward", self.critic["reward"](feature, action))
-
-    def q_cost(self, feature: Tensor, action: Tensor) -> Tensor:
-        """Largest cost critic of the ensemble `[...]`."""
-        return cautious("cost", self.critic["cost"](feature, action))
-
-    def q_reach(self, feature: Tensor, action: Tensor) -> Tensor:
-        """Largest probability of a later violation over the ensemble `[...]`."""
-        return cautious("reach", self.critic["reach"](feature, action))
-
-    def track(
-        self, seen: Tensor, vector: Tensor, latent: Latent, action: Tensor, is_first: Tensor
-    ) -> tuple[Latent, Tensor, Tensor]:
-        """One filtering step with the posterior's mode.
-
-        Args:
-            seen: what the world model's `look` made of the images.
-            vector: `[N, V]` SI.
-            latent: last state.
-            action: last action `[N, A]`.
-            is_first: `[N, 1]`, 1 at the start of an episode.
-
-        Returns:
-            new state, the feature that the heads read, and the log-probabilities of the state's
-            classes.
-        """
-        rssm = self.model.rssm
-        embed = self.world_model.encode(seen, vector)
-        latent, action = rssm.reset(latent, action, is_first)
-        deter = rssm.advance(latent, action)
-        log_p = rssm.posterior_log_p(deter, embed)
-        latent = Latent(deter, categorical_mode(log_p).flatten(-2))
-        return latent, self.feature(latent, embed), log_p
+    outputs: tuple[Tensor, ...]
+    scores: list[Tensor]
+    watched: Tracked | None
 
 
 class DecisionModule(nn.Module):
@@ -262,7 +145,7 @@ class DecisionModule(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class; every tensor has a leading batch axis N."""
-        return self._decide(*inputs)[0]
+        return self.decide(*inputs).outputs
 
     def undecided(self, *inputs: Tensor) -> Tensor:
         """Where a class of a latent, or a candidate, is ahead by less than rounding, `[N]` bool.
@@ -271,24 +154,24 @@ class DecisionModule(nn.Module):
         """
         close = [
             (two[..., 0] - two[..., 1] <= UNDECIDED).flatten(1).any(1)
-            for two in (scores.topk(2, -1).values for scores in self._decide(*inputs)[1])
+            for two in (scores.topk(2, -1).values for scores in self.decide(*inputs).scores)
         ]
         if not close:  # nothing is chosen: no state, and candidates are blended
             return torch.zeros(len(inputs[0]), dtype=torch.bool)
         return torch.stack(close).any(0)
 
-    def _decide(self, *inputs: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        """The outputs, and the scores `[N, ..., K]` of which the largest was taken."""
+    def decide(self, *inputs: Tensor) -> Decided:
+        """`forward`, and what it came from."""
         named = dict(zip(self.input_names, inputs, strict=True))
         noise = {name: named[name] for name in self.noise_inputs}
         carry: list[Tensor] = []
         scores: list[Tensor] = []
         seen = self.net.world_model.look(stack_images(self.spec.observation, named))
-        feature = self._track(self.net, "", seen, named, carry, scores)
+        feature, watched = self._track(self.net, "", seen, named, carry, scores)
         base_action = None
         sampled = self.selection.rule == "expansion"
         if self.base is not None:
-            base_feature = self._track(self.base, "base_", seen, named, carry, scores)
+            base_feature, watched = self._track(self.base, "base_", seen, named, carry, scores)
             base_mean, base_std = self._intended(self.base, base_feature, scores)
             base_action = base_mean + base_std * noise["noise"][:, 1] if sampled else base_mean
         mean, std = self._intended(self.net, feature, scores)
@@ -314,7 +197,7 @@ class DecisionModule(nn.Module):
             risk[:, :1],
             reach,
         )
-        return outputs, scores
+        return Decided(outputs, scores, watched)
 
     def _intended(
         self, net: FospNet, feature: Tensor, scores: list[Tensor]
@@ -338,17 +221,17 @@ class DecisionModule(nn.Module):
         named: Mapping[str, Tensor],
         carry: list[Tensor],
         scores: list[Tensor],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tracked | None]:
         """The feature that the heads read `[N, F]`; adds the new state and what it chose among."""
         vector = stack_vectors(self.spec.observation, named)
         if not net.remembers:
-            return net.world_model.encode(seen, vector)
+            return net.world_model.encode(seen, vector), None
         state = Latent(named[f"{prefix}deter"], named[f"{prefix}stoch"])
         first, previous = 1.0 - named["started"], named["previous_action"]
-        latent, feature, log_p = net.track(seen, vector, state, previous, first)
-        carry += [latent.deter, latent.stoch]
-        scores.append(log_p)
-        return feature
+        found = net.track(seen, vector, state, previous, first)
+        carry += [found.latent.deter, found.latent.stoch]
+        scores.append(found.posterior)
+        return found.feature, found
 
 
 def _state_sizes(net: FospNet, prefix: str) -> dict[str, int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from safe_o2o.algorithms import losses
 from safe_o2o.algorithms.fosp_config import FospConfig
-from safe_o2o.algorithms.fosp_policy import FospNet, cautious
+from safe_o2o.algorithms.fosp_net import FospNet, cautious
 from safe_o2o.algorithms.world_model import Imagined
 from safe_o2o.nets.mlp import constant
 

@@ -6,17 +6,22 @@ decision, which is what becomes one ONNX graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from safe_o2o.algorithms.fosp_policy import UNDECIDED, FospNet, stack_images, stack_vectors
+from safe_o2o.algorithms.fosp_net import FospNet, Tracked, stack_images, stack_vectors
+from safe_o2o.algorithms.fosp_policy import UNDECIDED, Decided
 from safe_o2o.nets.rssm import Latent
 from safe_o2o.spaces import ArraySpec, ObservationSpec, Spec
 
 LATENT = "latent"
 """Name of the array that replaces an observation."""
+STATE = ("deter", "stoch", "embed")
+"""Names of the arrays that replace it for those who look into the model's state."""
+What = Literal["features", "state"]
 SHARED = ("started", "previous_action")
 """Carried by tracker and policy alike: the same numbers, told once."""
 ENCODER = "encoder_"
@@ -25,30 +30,42 @@ ENCODER = "encoder_"
 class Tracker(nn.Module):
     """One step of a trained world model: what is seen, after what was done, as one latent.
 
-    The latent is what the model's own actor and critics read, with the posterior's mode, as the
-    deployed policy has it. A carry of zeros starts an episode.
+    The latent has the posterior's mode, as the deployed policy has it. A carry of zeros starts an
+    episode.
 
     Args:
         net: networks of a policy with a world model.
         spec: what it sees and does.
+        what: `features`, what the model's own actor and critics read, as one array; or `state`, all
+            of it: deter, stoch and the embedding of the moment.
     """
 
-    def __init__(self, net: FospNet, spec: Spec) -> None:
+    def __init__(self, net: FospNet, spec: Spec, what: What = "features") -> None:
         super().__init__()
-        self.net, self.spec = net, spec
+        self.net, self.spec, self.what = net, spec, what
         rssm = net.model.rssm
-        self.carry_sizes = {
-            "started": 1,
-            "previous_action": spec.action.dim,
-            "deter": rssm.deter_dim,
-            "stoch": rssm.stoch_dim,
-        }
+        self._state_sizes = {"deter": rssm.deter_dim, "stoch": rssm.stoch_dim}
+        shared = {"started": 1, "previous_action": spec.action.dim}
+        self.carry_sizes = shared | self._state_sizes
 
     @property
     def latent_spec(self) -> Spec:
         """The spec of whoever reads the latents."""
-        array = ArraySpec((self.net.feature_dim,), "float32", "1")
-        return Spec(ObservationSpec({LATENT: array}), self.spec.action)
+        model = self.net.model
+        sizes = dict(
+            zip(STATE, (*self._state_sizes.values(), model.encoder.out_dim), strict=True)
+            if self.what == "state"
+            else [(LATENT, self.net.feature_dim)]
+        )
+        arrays = {name: ArraySpec((size,), "float32", "1") for name, size in sizes.items()}
+        return Spec(ObservationSpec(arrays), self.spec.action)
+
+    def says(self, moment: Tracked) -> dict[str, Tensor]:
+        """The arrays `[N, ...]` of `latent_spec`."""
+        if self.what == "features":
+            return {LATENT: moment.feature}
+        parts = (moment.latent.deter, moment.latent.stoch, moment.embed)
+        return dict(zip(STATE, parts, strict=True))
 
     def initial_carry(self, n: int) -> dict[str, Tensor]:
         """The state at the start of n episodes, `[n, ...]`."""
@@ -57,24 +74,18 @@ class Tracker(nn.Module):
             name: torch.zeros(n, size, device=device) for name, size in self.carry_sizes.items()
         }
 
-    def forward(
-        self, obs: Mapping[str, Tensor], carry: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def forward(self, obs: Mapping[str, Tensor], carry: Mapping[str, Tensor]) -> Tracked:
         """Filter one step.
 
         Args:
             obs: arrays `[N, ...]` by name.
             carry: with `previous_action` as it was executed.
-
-        Returns:
-            latents `[N, F]`, the new `deter` and `stoch`, and the log-probabilities of the classes.
         """
         seen = self.net.world_model.look(stack_images(self.spec.observation, obs))
         vector = stack_vectors(self.spec.observation, obs)
         state = Latent(carry["deter"], carry["stoch"])
         first = 1.0 - carry["started"]
-        state, feature, log_p = self.net.track(seen, vector, state, carry["previous_action"], first)
-        return feature, {"deter": state.deter, "stoch": state.stoch}, log_p
+        return self.net.track(seen, vector, state, carry["previous_action"], first)
 
 
 class PairModule(nn.Module):
@@ -122,37 +133,44 @@ class PairModule(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class; every tensor has a leading batch axis N."""
+        return self.decide(*inputs).outputs
+
+    def decide(self, *inputs: Tensor) -> Decided:
+        """`forward`, and what it came from; the policy's own choices are its own to tell."""
         named = dict(zip(self.input_names, inputs, strict=True))
-        latent, state, _ = self._track(named)
-        said = dict(
-            zip(self.head.output_names, self.head(*self._for_head(named, latent)), strict=True)
-        )
+        moment = self._track(named)
+        known = {**named, LATENT: moment.feature}
+        head = self.head(*(known[name] for name in self.head.input_names))
+        said = dict(zip(self.head.output_names, head, strict=True))
         out = {"action": said["action"], "next_started": torch.ones_like(named["started"])}
         out["next_previous_action"] = said["action"]
-        out |= {f"next_{ENCODER}{name}": tensor for name, tensor in state.items()}
+        for name in ("deter", "stoch"):
+            out[f"next_{ENCODER}{name}"] = getattr(moment.latent, name)
         out = said | out
-        return tuple(out[name] for name in self.output_names)
+        outputs = tuple(out[name] for name in self.output_names)
+        return Decided(outputs, [moment.posterior], moment)
 
     def undecided(self, *inputs: Tensor) -> Tensor:
         """Where a class of a latent, or a choice of the policy, hangs on rounding, `[N]`."""
         named = dict(zip(self.input_names, inputs, strict=True))
-        latent, _, log_p = self._track(named)
-        two = log_p.topk(2, -1).values
+        moment = self._track(named)
+        two = moment.posterior.topk(2, -1).values
         close = (two[..., 0] - two[..., 1] <= UNDECIDED).flatten(1).any(1)
         ask = getattr(self.head, "undecided", None)
-        return close if ask is None else close | ask(*self._for_head(named, latent))
+        if ask is None:
+            return close
+        known = {**named, LATENT: moment.feature}
+        return close | ask(*(known[name] for name in self.head.input_names))
 
-    def _track(self, named: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        carry = {
-            name: named[name if name in SHARED else ENCODER + name]
-            for name in self.tracker.carry_sizes
-        }
-        found: tuple[Tensor, dict[str, Tensor], Tensor] = self.tracker(named, carry)
-        return found
-
-    def _for_head(self, named: Mapping[str, Tensor], latent: Tensor) -> Sequence[Tensor]:
-        known = {**named, LATENT: latent}
-        return [known[name] for name in self.head.input_names]
+    def _track(self, named: Mapping[str, Tensor]) -> Tracked:
+        moment: Tracked = self.tracker(
+            named,
+            {
+                name: named[name if name in SHARED else ENCODER + name]
+                for name in self.tracker.carry_sizes
+            },
+        )
+        return moment
 
 
 class PairPolicy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,11 +22,14 @@ class Arguments:
         checkpoint: a checkpoint with a world model, or a folder for its newest one.
         data: the dataset to encode.
         out: the dataset of latents; made when missing, filled up when begun.
+        what: `features`, what the model's own actor and critics read; or `state`, all that the
+            model knows, for the heads of the reachability gate.
     """
 
     checkpoint: Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT"), tyro.conf.Positional]
     data: Path
     out: Path
+    what: Literal["features", "state"] = "features"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -36,8 +39,8 @@ def main(argv: Sequence[str]) -> None:
     from safe_o2o.training.latents import encode
 
     with console.progress("encoding") as progress:
-        made = encode(source, arguments.checkpoint, arguments.out, progress)
-    (size,) = made.spec.observation.arrays["latent"].shape
+        made = encode(source, arguments.checkpoint, arguments.out, progress, arguments.what)
+    size = sum(array.shape[0] for array in made.spec.observation.arrays.values())
     print(
         f"encoded {len(made)} episodes, {size} numbers a record; {made.directory}, "
         f"hash {made.content_hash()[:16]}"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from safe_o2o import catalog
 from safe_o2o import config as settings
-from safe_o2o.algorithms.latents import LATENT, Tracker
+from safe_o2o.algorithms.latents import STATE, Tracker, What
 from safe_o2o.data.dataset import Dataset, episode_index
 from safe_o2o.data.episode import Episode
 from safe_o2o.errors import CheckpointError, DataError
@@ -35,11 +35,12 @@ TOGETHER = 32
 Progress = Callable[[int, int], None]
 
 
-def tracker(path: Path) -> Tracker:
+def tracker(path: Path, what: What = "features") -> Tracker:
     """The world model of a checkpoint, as its policy would be deployed.
 
     Args:
         path: a checkpoint, or a folder for its newest one.
+        what: see `Tracker`.
 
     Raises:
         CheckpointError: missing, damaged, or of an algorithm without a world model.
@@ -50,7 +51,7 @@ def tracker(path: Path) -> Tracker:
     algorithm = cls(config, Spec.from_json(meta.spec))
     algorithm.load_state_dict(checkpoint.load(path)["algorithm"])
     make = getattr(algorithm, "tracker", None)
-    made = make() if make is not None else None
+    made = make(what) if make is not None else None
     if made is None:
         raise CheckpointError(
             f"{meta.algorithm} has no world model to encode with",
@@ -80,7 +81,8 @@ class LatentDataset(Dataset):
 
     def tracker(self) -> Tracker:
         """The encoder."""
-        return tracker(self.directory / ENCODER)
+        what: What = "state" if set(STATE) == self.spec.observation.arrays.keys() else "features"
+        return tracker(self.directory / ENCODER, what)
 
 
 def holds_latents(dataset: Dataset) -> bool:
@@ -89,7 +91,11 @@ def holds_latents(dataset: Dataset) -> bool:
 
 
 def encode(
-    source: Dataset, encoder: Path, directory: str | Path, progress: Progress | None = None
+    source: Dataset,
+    encoder: Path,
+    directory: str | Path,
+    progress: Progress | None = None,
+    what: What = "features",
 ) -> LatentDataset:
     """Encode a dataset; a call that was interrupted, or a source that has grown, is gone on with.
 
@@ -98,6 +104,7 @@ def encode(
         encoder: a checkpoint with a world model, or a folder for its newest one.
         directory: the dataset of latents; made when missing.
         progress: called with (episodes done, in all).
+        what: see `Tracker`.
 
     Raises:
         CheckpointError: see `tracker`.
@@ -105,7 +112,7 @@ def encode(
         DataError: the folder holds latents of another encoder.
     """
     directory = Path(directory)
-    made = tracker(encoder)
+    made = tracker(encoder, what)
     made.spec.require_same(source.spec, mine=f"encoder {encoder}", theirs=str(source.directory))
     path = _newest(encoder)
     dataset = Dataset.create(
@@ -129,12 +136,12 @@ def encode(
         part = todo[start : start + TOGETHER]
         for episode, latents in zip(part, encoded(made, part), strict=True):
             steps = [
-                replace(transition, obs={LATENT: latents[t]})
+                replace(transition, obs={name: rows[t] for name, rows in latents.items()})
                 for t, transition in enumerate(_without_pictures(episode))
             ]
             dataset.append(
                 steps,
-                {LATENT: latents[-1]},
+                {name: rows[-1] for name, rows in latents.items()},
                 float(episode.array("stamp")[-1]),
                 replace(episode.meta, provenance=_provenance(episode)),
                 index=episode_index(episode.path.name),
@@ -148,22 +155,28 @@ def encode(
 
 
 @torch.no_grad()
-def encoded(made: Tracker, episodes: list[Episode]) -> list[Array]:
-    """The latents of episodes, `[T + 1, F]` float32 each; after a gap the model starts anew."""
+def encoded(made: Tracker, episodes: list[Episode]) -> list[dict[str, Array]]:
+    """The latents of episodes by name, `[T + 1, F]` float32; after a gap the model starts anew."""
     stretches = [(e, start, stop) for e in episodes for start, stop in _stretches(e)]
-    found = {id(e): np.zeros((len(e) + 1, made.net.feature_dim), np.float32) for e in episodes}
+    sizes = {name: array.shape for name, array in made.latent_spec.observation.arrays.items()}
+    found = {
+        id(e): {name: np.zeros((len(e) + 1, *size), np.float32) for name, size in sizes.items()}
+        for e in episodes
+    }
     stretches.sort(key=lambda entry: entry[1] - entry[2])  # longest first: the rest ends earlier
     carry = made.initial_carry(len(stretches))
     for t in range(max(stop - start for _, start, stop in stretches) + 1):
         alive = [entry for entry in stretches if t <= entry[2] - entry[1]]
         carry = {name: tensor[: len(alive)] for name, tensor in carry.items()}
-        latent, state, _ = made(_at(made.spec, alive, t), carry)
-        for (episode, start, _), row in zip(alive, latent.numpy(), strict=True):
-            found[id(episode)][start + t] = row
+        moment = made(_at(made.spec, alive, t), carry)
+        for name, rows in made.says(moment).items():
+            for (episode, start, _), row in zip(alive, rows.numpy(), strict=True):
+                found[id(episode)][name][start + t] = row
         action = torch.zeros_like(carry["previous_action"])
         for i, (episode, start, stop) in enumerate(alive):
             if start + t < stop:
                 action[i] = torch.from_numpy(np.array(episode.array("action")[start + t]))
+        state = {"deter": moment.latent.deter, "stoch": moment.latent.stoch}
         carry = state | {"started": torch.ones_like(carry["started"]), "previous_action": action}
     return [found[id(episode)] for episode in episodes]
 
