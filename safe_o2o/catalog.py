@@ -16,6 +16,7 @@ algorithms: dict[str, str] = dict(
     safedreamer="safe_o2o.algorithms.baselines:SafeDreamer",
     dreamer="safe_o2o.algorithms.baselines:Dreamer",
     behavior_cloning="safe_o2o.algorithms.baselines:BehaviorCloning",
+    reachability="safe_o2o.algorithms.reachability:Reachability",
 )
 tasks: dict[str, str] = dict(
     reach_place="safe_o2o_sim.tasks.reach_place:ReachPlace",

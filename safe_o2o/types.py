@@ -94,6 +94,19 @@ class Verdict(IntEnum):
     STOPPED = 2
 
 
+class GateState(IntEnum):
+    """What the reachability gate made of a policy's action, from mild to strict."""
+
+    PASS = 0
+    SHAPE = 1
+    RECOVER = 2
+    BRAKE = 3
+
+
+STALLED = "gate_stalled"
+"""Reason of the last step of an episode that was given up because the gate held it for too long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The filter's answer for one tick.
@@ -138,6 +151,7 @@ class Transition:
         source: who proposed.
         stamp: stamp of `obs`, s.
         force: largest contact force during the action, N; NaN where nobody measured it.
+        gate: what the reachability gate made of `proposed_action`; None where there was none.
     """
 
     obs: Observation
@@ -153,6 +167,7 @@ class Transition:
     source: Source = Source.POLICY
     stamp: float = 0.0
     force: float = math.nan
+    gate: GateState | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from safe_o2o.data.batch import Batch, Index
@@ -51,3 +53,68 @@ def sequence_batch(seed: int, batch: int = 4, steps: int = 6, origin: int = 0) -
             origin=torch.full((batch,), origin, dtype=torch.int64),
         ),
     )
+
+
+STATE_SPEC = Spec(
+    ObservationSpec(
+        {
+            name: ArraySpec((size,), "float32", "1")
+            for name, size in (("deter", 12), ("stoch", 8), ("embed", 6))
+        }
+    ),
+    SPEC.action,
+)
+"""What a world model makes of an observation, for those who learn on its states."""
+
+
+def transition_batch(seed: int, batch: int = 16) -> Batch:
+    """Random transitions of states, some into a violation, some at the end of the task."""
+    g = torch.Generator().manual_seed(seed)
+
+    def state() -> dict[str, torch.Tensor]:
+        arrays = STATE_SPEC.observation.arrays.items()
+        return {name: torch.randn(batch, *a.shape, generator=g).tanh() for name, a in arrays}
+
+    number = torch.randint(0, 9, (batch,), generator=g)
+    flag = torch.zeros(batch, dtype=torch.bool)
+    return Batch(
+        obs=state(),
+        action=torch.rand(batch, 3, generator=g) * 2 - 1,
+        reward=torch.zeros(batch),
+        cost=(torch.rand(batch, generator=g) > 0.7).float(),
+        terminated=torch.rand(batch, generator=g) > 0.9,
+        truncated=flag,
+        is_first=flag,
+        mask=~flag,
+        action_mask=~flag,
+        next_obs=state(),
+        index=Index(
+            episode=number, step=number, record=number, origin=torch.zeros(batch, dtype=torch.int64)
+        ),
+    )
+
+
+def spec_of(algorithm: type) -> Spec:
+    """What an algorithm of the catalogue is fed: pictures, or a world model's states."""
+    return STATE_SPEC if algorithm.wants == "transitions" else SPEC  # type: ignore[attr-defined]
+
+
+def batch_of(algorithm: object, seed: int) -> Batch:
+    """A batch of what it wants."""
+    if algorithm.wants == "transitions":  # type: ignore[attr-defined]
+        return transition_batch(seed)
+    return sequence_batch(seed)
+
+
+def observations_of(algorithm: object, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Single observations of its spec, as recorded ones are."""
+    found: list[dict[str, Any]] = []
+    while len(found) < count:
+        batch = batch_of(algorithm, seed := seed + 1)
+        flat = {
+            name: x if batch.next_obs is not None else x.flatten(0, 1)
+            for name, x in batch.obs.items()
+        }
+        rows = len(next(iter(flat.values())))
+        found += [{name: x[i].numpy() for name, x in flat.items()} for i in range(rows)]
+    return found[:count]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,13 +18,20 @@ from safe_o2o.export.onnx import PARITY_STEPS, export_bundle
 from safe_o2o.interfaces import Algorithm, Policy
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from safe_o2o.spaces import ObservationSpec, Spec
-from tests.synthetic import SPEC, STATISTICS, sequence_batch
+from tests.synthetic import (
+    SPEC,
+    STATISTICS,
+    batch_of,
+    observations_of,
+    sequence_batch,
+    spec_of,
+)
 
 
 def build(name: str, **changes: Any) -> Any:
     algorithm = catalog.load("algorithm", name)
     config = replace(algorithm.preset("tiny"), total_updates=20, **changes)
-    return algorithm(config, SPEC, STATISTICS)
+    return algorithm(config, spec_of(algorithm), STATISTICS)
 
 
 def flat(state: Any, path: str = "") -> dict[str, Any]:
@@ -53,7 +61,7 @@ def test_update_is_finite_and_reproducible(name: str) -> None:
     for _ in range(2):
         algorithm = build(name)
         assert isinstance(algorithm, Algorithm) and isinstance(algorithm.policy, Policy)
-        metrics = [algorithm.update(sequence_batch(seed)) for seed in range(3)]
+        metrics = [algorithm.update(batch_of(algorithm, seed)) for seed in range(3)]
         runs.append(metrics)
         assert all(math.isfinite(value) for row in metrics for value in row.values())
     assert runs[0] == runs[1]
@@ -63,21 +71,22 @@ def test_update_is_finite_and_reproducible(name: str) -> None:
 def test_resume_is_bitwise(name: str) -> None:
     whole = build(name)
     for seed in range(4):
-        whole.update(sequence_batch(seed))
+        whole.update(batch_of(whole, seed))
     first = build(name)
     for seed in range(2):
-        first.update(sequence_batch(seed))
+        first.update(batch_of(first, seed))
     second = build(name, seed=99)  # another start must leave no trace
     second.load_state_dict(first.state_dict())
     for seed in range(2, 4):
-        second.update(sequence_batch(seed))
+        second.update(batch_of(second, seed))
     require_same_state(whole.state_dict(), second.state_dict())
 
 
 @pytest.mark.parametrize("name", sorted(catalog.algorithms))
 def test_policy_acts_in_range_and_depends_on_its_carry(name: str) -> None:
-    policy = build(name).policy
-    obs = {key: value[:, 0] for key, value in sequence_batch(0).obs.items()}
+    algorithm = build(name)
+    policy, rows = algorithm.policy, observations_of(algorithm, 4)
+    obs = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
     carry = policy.initial_carry(4)
     action, carry = policy.act(obs, carry)
     assert action.shape == (4, 3) and (action.abs() <= 1).all()
@@ -91,14 +100,11 @@ def test_policy_acts_in_range_and_depends_on_its_carry(name: str) -> None:
 def test_exported_graph_agrees_over_carried_state(name: str, tmp_path: Path) -> None:
     algorithm = build(name)
     for seed in range(4):
-        algorithm.update(sequence_batch(seed))
-    obs = sequence_batch(9, batch=PARITY_STEPS, steps=4).obs
-    recorded = [
-        {key: value[i, 0].numpy() for key, value in obs.items()} for i in range(PARITY_STEPS)
-    ]
+        algorithm.update(batch_of(algorithm, seed))
+    recorded = observations_of(algorithm, PARITY_STEPS, seed=9)
     report = export_bundle(
         algorithm.policy,
-        SPEC,
+        algorithm.spec,
         tmp_path / "v000001",
         algorithm=name,
         parity_steps=recorded,
@@ -107,7 +113,7 @@ def test_exported_graph_agrees_over_carried_state(name: str, tmp_path: Path) -> 
         noise_seed=algorithm.config.seed,
     )
     assert report.steps >= PARITY_STEPS >= 200 and report.parity <= 1e-5
-    graph = OnnxPolicy.load(report.directory, SPEC)
+    graph = OnnxPolicy.load(report.directory, algorithm.spec)
     network, state = algorithm.policy, algorithm.policy.initial_carry(1)
     carry = graph.initial_carry(1)
     for step in recorded[:20]:  # deterministic noise included: both choose the same candidates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safe_o2o.algorithms.fosp_presets import preset
 from safe_o2o.export.onnx import export_bundle
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from tests.exported_policy import observations
-from tests.synthetic import SPEC, STATISTICS, sequence_batch
+from tests.synthetic import SPEC, STATISTICS, batch_of, observations_of, sequence_batch
 from tests.test_algorithm_contract import build
 
 
@@ -37,20 +38,21 @@ def test_onnx_parity_of_several_modes(tmp_path: Path) -> None:
 def check_parity(algorithm: Any, name: str, tmp_path: Path) -> None:
     """It learns a little, is exported, and the runtime acts as it does."""
     for seed in range(3):
-        algorithm.update(sequence_batch(seed))
+        algorithm.update(batch_of(algorithm, seed))
+    stream = observations if algorithm.wants == "sequences" else partial(observations_of, algorithm)
     report = export_bundle(
         algorithm.policy,
-        SPEC,
+        algorithm.spec,
         tmp_path / "v000001",
         algorithm=name,
-        parity_steps=observations(200),
+        parity_steps=stream(200),
         statistics=STATISTICS,
         provenance={"step": 3, "seed": 0},
     )
     assert report.parity <= 1e-5
-    policy = OnnxPolicy.load(tmp_path / "v000001", SPEC)
+    policy = OnnxPolicy.load(tmp_path / "v000001", algorithm.spec)
     carry, actions = policy.initial_carry(), []
-    for obs in observations(20, seed=1):
+    for obs in stream(20, seed=1):
         action, carry = policy.act({k: v[None] for k, v in obs.items()}, carry)
         actions.append(action[0])
     assert np.abs(actions).max() <= 1.0 and np.ptp(actions, axis=0).max() > 0

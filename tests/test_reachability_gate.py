@@ -15,12 +15,12 @@ from safe_o2o.safety.reachability_gate import (
     GateConfig,
     GateDecision,
     GateReading,
-    GateState,
     GateThresholds,
     Hysteresis,
     ReachabilityGate,
     intervention_score,
 )
+from safe_o2o.types import GateState
 
 PASS, SHAPE, RECOVER, BRAKE = GateState
 LIMITS = GateThresholds(risk_on=0.2, risk_off=0.05, disagreement=1.0, surprise=5.0)

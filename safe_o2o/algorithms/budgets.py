@@ -19,7 +19,8 @@ from safe_o2o.nets.normalizer import RmsNormalizer
 from safe_o2o.nets.parallel import everywhere, share
 
 BUDGETS = ("intervention", "force")
-"""Extra costs of a decision: 1 where the filter changed or stopped it; the largest contact force in
+"""Extra costs of a decision: 1 where the filter or the reachability
+gate changed or stopped it; the largest contact force in
 it, N."""
 
 
@@ -28,7 +29,7 @@ class BudgetConfig:
     """Limits on the mean an action may cost; None leaves a cost without a budget."""
 
     intervention: float | None = None
-    """share of the decisions that the filter may have to change"""
+    """share of the decisions that the filter, or the gate above it, may have to change"""
     force: float | None = None
     """mean over the decisions of the largest contact force in each, N"""
     discount: float = 0.9

@@ -14,6 +14,7 @@ from safe_o2o.algorithms.fosp_net import FospNet, cautious, stack_images, stack_
 from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records
 from safe_o2o.algorithms.world_model import Imagined, Observed
 from safe_o2o.data.batch import Batch
+from safe_o2o.data.episode import NO_GATE
 from safe_o2o.errors import DataError
 from safe_o2o.nets.parallel import Draws, own, world
 from safe_o2o.nets.precision import training_arithmetic
@@ -168,7 +169,12 @@ class Objectives:
             column = batch.verdict if name == "intervention" else batch.force
             if column is None:
                 raise DataError(f"the batch does not say what budget.{name} limits", where="batch")
-            caused = (column > 0).float() if name == "intervention" else column
+            caused = column
+            if name == "intervention":  # of the filter, or of the gate above it
+                changed = column > 0
+                if batch.gate is not None:
+                    changed = changed | ((batch.gate > 0) & (batch.gate < NO_GATE))
+                caused = changed.float()
             found[name] = nn.functional.pad(caused[:, :-1], (1, 0))
         return found
 

@@ -143,6 +143,12 @@ class DecisionModule(nn.Module):
         uniform = 0.5 * (1.0 + torch.erf(noise["noise"][:, : score.shape[1], -1] / 2.0**0.5))
         return score - torch.log(-torch.log(uniform.clamp(1e-6, 1.0 - 1e-6)))
 
+    @property
+    def watching(self) -> FospNet | None:
+        """The networks whose world model `Decided.watched` is of."""
+        net = self.net if self.base is None else self.base
+        return net if net.remembers else None
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class; every tensor has a leading batch axis N."""
         return self.decide(*inputs).outputs

@@ -98,7 +98,7 @@ class PairModule(nn.Module):
 
     def __init__(self, tracker: Tracker, head: nn.Module) -> None:
         super().__init__()
-        self.tracker, self.head = tracker, head
+        self.tracker, self.head, self.spec = tracker, head, tracker.spec
         self.carry_names: dict[str, str] = {name: f"next_{name}" for name in SHARED}
         for name in tracker.carry_sizes:
             if name not in SHARED:
@@ -130,6 +130,11 @@ class PairModule(nn.Module):
             inputs[name if name in SHARED else ENCODER + name] = tensor
         inputs |= dict(zip(self.head.input_names, self.head.example_inputs(), strict=True))
         return tuple(inputs[name] for name in self.input_names)
+
+    @property
+    def watching(self) -> FospNet:
+        """The networks whose world model `Decided.watched` is of."""
+        return self.tracker.net
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class; every tensor has a leading batch axis N."""

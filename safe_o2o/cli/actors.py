@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safe_o2o import catalog, config
 from safe_o2o.data.behavior import FILE, read_behavior
@@ -108,16 +108,18 @@ class BehaviorMaker:
 
 @dataclass(frozen=True)
 class BundleMaker:
-    """Makes the policy of an exported bundle."""
+    """Makes the policy of an exported bundle; `gate` as `load_policy` takes it."""
 
     directory: Path
     name: str
+    gate: Literal["on", "shadow", "off"] = "on"
 
     def __call__(self, env: Env) -> Actor:
         """The ONNX policy, refused unless it was made for this task's spec."""
-        from safe_o2o.runtime.onnx_policy import OnnxPolicy
+        from safe_o2o.runtime.gated_policy import load_policy
 
-        return PolicyActor(OnnxPolicy.load(self.directory, env.spec), self.name)
+        policy = load_policy(self.directory, env.spec, gate=self.gate)
+        return PolicyActor(policy, self.name)
 
 
 @dataclass(frozen=True)

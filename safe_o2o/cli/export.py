@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -27,6 +27,9 @@ class Arguments:
         out: folder of bundles; the new one gets the next version.
         observations: where DATA holds latents, the dataset that they were made from: what the
             bundle will see.
+        gate: a checkpoint of `reachability`, trained on the states of the policy's world model, or
+            a folder for its newest one: its gate comes into the bundle, and waits for
+            `safe-o2o calibrate`.
         live: may actors load it: `first` lets it go live only where no other one is.
     """
 
@@ -34,6 +37,7 @@ class Arguments:
     data: Path
     out: Path
     observations: Path | None = None
+    gate: Path | None = None
     live: Literal["first", "yes", "no"] = "first"
 
 
@@ -54,7 +58,12 @@ def main(argv: Sequence[str]) -> None:
             )
         encoder = latents.LatentDataset(arguments.data).tracker()
         dataset = Dataset(arguments.observations)
-    report = export_algorithm(algorithm, name, arguments.out, dataset, encoder=encoder)
+    gate: Any = None
+    if arguments.gate is not None:
+        gate = load_algorithm(arguments.gate)
+        if not hasattr(gate, "heads"):
+            raise ConfigError("is no checkpoint of `reachability`", where=arguments.gate)
+    report = export_algorithm(algorithm, name, arguments.out, dataset, encoder=encoder, gate=gate)
     live = arguments.live == "yes" or (
         arguments.live == "first" and bundle.current(arguments.out) is None
     )

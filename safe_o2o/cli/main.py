@@ -15,6 +15,7 @@ from safe_o2o.errors import MissingDependencyError, SafeO2OError, UnknownNameErr
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("safe_o2o.cli.demo", "the whole circle on the twin: collect to report"),
     "collect": ("safe_o2o.cli.collect", "record episodes with scripted behaviours"),
+    "calibrate": ("safe_o2o.cli.calibrate", "thresholds of a bundle's reachability gate"),
     "encode": ("safe_o2o.cli.encode", "a dataset of what a trained world model makes of another"),
     "behaviors": ("safe_o2o.cli.behaviors", "train the behaviours that data are recorded with"),
     "train": ("safe_o2o.cli.train", "train an algorithm offline on a dataset"),

@@ -316,12 +316,20 @@ def _link(path: Path, target: Path) -> None:
 
 
 def commit() -> str:
-    """The commit of the code, `""` where it is not in a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    """The commit of the code, `""` where it is not in a repository.
+
+    `-dirty` where files are not as committed, results apart: this command writes one of them.
+    """
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
+    changes = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        said = [
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
+            for words in (["describe", "--always"], changes)
+        ]
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return said[0].strip() + ("-dirty" if said[1].strip() else "")
 
 
 def describe(row: Row) -> str:

@@ -6,12 +6,12 @@ from typing import Literal
 
 from safe_o2o.errors import ConfigError
 
-Purpose = Literal["collect", "evaluate", "online", "behaviors"]
-_PURPOSES: tuple[Purpose, ...] = ("collect", "evaluate", "online", "behaviors")
+Purpose = Literal["collect", "evaluate", "online", "behaviors", "calibrate"]
+_PURPOSES: tuple[Purpose, ...] = ("collect", "evaluate", "online", "behaviors", "calibrate")
 EPISODES = 100_000
 """Most episodes of one seed."""
 SEEDS = 7_000
-"""Number of seeds; 4 purposes x 7000 seeds x 100 000 episodes fit into 32 bits."""
+"""Number of seeds; 5 purposes x 7000 seeds x 100 000 episodes fit into 32 bits."""
 
 
 def episode_seeds(purpose: Purpose, seed: int, n: int) -> list[int]:

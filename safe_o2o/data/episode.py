@@ -12,6 +12,8 @@ T transitions and T + 1 observations. Arrays of the file, in *transition* alignm
     stamp                          [T + 1] float64   of each observation, s
     force                          [T] float32       largest contact force, N; NaN: not measured.
                                                      Left out where no transition has one
+    gate                           [T] uint8         what the reachability gate did; 255: none
+                                                     acted. Left out where none did at all
 
 Everything else is JSON under the metadata key `episode`. The bytes are a function of the content
 alone: no clock, no random name, so that the same seed gives the same file.
@@ -34,7 +36,7 @@ from safe_o2o.data.mapped import MappedTensors
 from safe_o2o.errors import DataError, SafeO2OError
 from safe_o2o.files import write_atomic
 from safe_o2o.spaces import Spec
-from safe_o2o.types import Array, Observation, Source, Transition, Verdict
+from safe_o2o.types import Array, GateState, Observation, Source, Transition, Verdict
 
 SCHEMA_VERSION = 1
 _TODO = "run `safe-o2o doctor` on its folder to set damaged files aside"
@@ -48,7 +50,8 @@ _STEP_DTYPES = {
     "source": "uint8",
     "reason": "uint16",
 }
-FORCE = "force"
+FORCE, GATE = "force", "gate"
+NO_GATE = 255
 
 
 class SchemaVersionError(DataError):
@@ -178,6 +181,8 @@ class Episode:
         expected["stamp"] = ("float64", (steps + 1,))
         if FORCE in self._file.layout:
             expected[FORCE] = ("float32", (steps,))
+        if GATE in self._file.layout:
+            expected[GATE] = ("uint8", (steps,))
         found = {name: (dtype.name, shape) for name, (dtype, shape, _) in self._file.layout.items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
@@ -244,6 +249,13 @@ class Episode:
         return np.full(len(self), np.nan, np.float32)
 
     @property
+    def gate(self) -> Array:
+        """`GateState` of each transition `[T]`, uint8; 255 where no reachability gate acted."""
+        if GATE in self._file.layout:
+            return self.array(GATE)
+        return np.full(len(self), NO_GATE, np.uint8)
+
+    @property
     def reasons(self) -> list[str]:
         """The filter's reason of each transition, `""` where the proposal passed."""
         table = self.metadata["reasons"]
@@ -266,7 +278,7 @@ class Episode:
 
     def transitions(self) -> list[Transition]:
         """The episode as the recorder got it, arrays copied."""
-        obs, reasons, force = self.obs, self.reasons, self.force
+        obs, reasons, force, gate = self.obs, self.reasons, self.force, self.gate
         column = {name: self.array(name) for name in (*_STEP_DTYPES, "stamp")}
         return [
             Transition(
@@ -283,6 +295,7 @@ class Episode:
                 source=Source(int(column["source"][t])),
                 stamp=float(column["stamp"][t]),
                 force=float(force[t]),
+                gate=None if gate[t] == NO_GATE else GateState(int(gate[t])),
             )
             for t in range(len(self))
         ]
@@ -332,6 +345,9 @@ def _stack(
     force = np.asarray([t.force for t in transitions], np.float32)
     if not np.isnan(force).all():
         arrays[FORCE] = force
+    if any(t.gate is not None for t in transitions):
+        states = [NO_GATE if t.gate is None else t.gate for t in transitions]
+        arrays[GATE] = np.asarray(states, np.uint8)
     arrays["stamp"] = np.asarray([*(t.stamp for t in transitions), final_stamp], np.float64)
     for name in ("action", "reward", "cost", "stamp"):
         if not np.isfinite(arrays[name]).all():

@@ -31,14 +31,15 @@ def align(episode: Episode, start: int, stop: int) -> dict[str, Array]:
 
     Returns:
         `obs.<vector>`, action, proposed_action, reward, cost, margin, terminated, truncated,
-        is_first, action_mask, verdict, source, force, each `[N, ...]`.
+        is_first, action_mask, verdict, source, force, gate, each `[N, ...]`.
     """
     count = stop - start + 1
     records: dict[str, Array] = {
         f"obs.{name}": np.array(episode.array(f"obs.{name}")[start : stop + 1])
         for name in episode.spec.observation.vector_names
     }
-    columns = {name: episode.array(name) for name in _WITH_ACTION} | {"force": episode.force}
+    columns = {name: episode.array(name) for name in _WITH_ACTION}
+    columns |= {"force": episode.force, "gate": episode.gate}
     for name, column in columns.items():
         records[name] = np.zeros((count, *column.shape[1:]), column.dtype)
         records[name][:-1] = column[start:stop]

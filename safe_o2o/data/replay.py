@@ -33,6 +33,7 @@ _COLUMNS = (
     "verdict",
     "source",
     "force",
+    "gate",
 )
 
 
@@ -101,9 +102,9 @@ class Replay(ABC):
         """One record array of every episode `[N]` or `[N, A]`, N = T + 1, as views in memory.
 
         Names: action, proposed_action, reward, cost, margin, terminated, truncated, is_first,
-        action_mask, verdict, source, force, obs.<vector>; in record alignment (see `batch`). The
-        rows of episode e are `record_offset[e]` and following, so that a concatenation of what a
-        learner computes from them is indexed by `Index.record`.
+        action_mask, verdict, source, force, gate, obs.<vector>; in record alignment (see `batch`).
+        The rows of episode e are `record_offset[e]` and following, so that a concatenation of what
+        a learner computes from them is indexed by `Index.record`.
 
         Raises:
             DataError: no such array.
@@ -380,6 +381,7 @@ def _allocate(spec: Spec, shape: tuple[int, ...], *, next_obs: bool) -> Batch:
         verdict=of(torch.uint8),
         source=of(torch.uint8),
         force=numbers(),
+        gate=of(torch.uint8),
         index=Index(
             episode=of(torch.int64),
             step=of(torch.int64),

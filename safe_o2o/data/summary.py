@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from safe_o2o.data.dataset import episode_index
-from safe_o2o.data.episode import Episode, EpisodeMeta
-from safe_o2o.types import Verdict
+from safe_o2o.data.episode import NO_GATE, Episode, EpisodeMeta
+from safe_o2o.types import STALLED, GateState, Verdict
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class EpisodeSummary:
         verdicts: number of steps by verdict, keys `pass`, `corrected`, `stopped`.
         reasons: number of steps by the filter's reason, passed steps left out.
         margin: smallest filter margin of the episode.
+        gate: number of steps by what the reachability gate did, keys `pass`, `shape`, `recover`,
+            `brake`; empty without one.
+        stalled: it was given up because the gate let nothing pass that made progress.
         timings: seconds by stage, one number a step; not compared, since no two runs agree.
     """
 
@@ -48,6 +51,8 @@ class EpisodeSummary:
     verdicts: Mapping[str, int]
     reasons: Mapping[str, int]
     margin: float
+    gate: Mapping[str, int] = field(default_factory=dict)
+    stalled: bool = False
     timings: Mapping[str, Sequence[float]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -66,12 +71,14 @@ class EpisodeSummary:
         verdict: Sequence[int],
         reason: Sequence[str],
         margin: Sequence[float],
+        gate: Sequence[int],
         terminated: bool,
         success: bool,
         timings: Mapping[str, Sequence[float]] | None = None,
     ) -> EpisodeSummary:
         """Sum up columns of one entry a step, rounded to float32 first as the file has them."""
         counts = Counter(int(entry) for entry in verdict)
+        states = Counter(int(entry) for entry in gate if entry != NO_GATE)
         return cls(
             index=index,
             seed=int(meta.seed),
@@ -86,6 +93,8 @@ class EpisodeSummary:
             verdicts={kind.name.lower(): counts[kind] for kind in Verdict},
             reasons=dict(sorted(Counter(entry for entry in reason if entry).items())),
             margin=float(np.asarray(margin, np.float32).min()),
+            gate={kind.name.lower(): states[kind] for kind in GateState} if states else {},
+            stalled=reason[-1] == STALLED,
             timings={name: tuple(values) for name, values in (timings or {}).items()},
         )
 
@@ -99,6 +108,7 @@ class EpisodeSummary:
             episode_index(episode.path.name) or 0,
             episode.meta,
             reason=episode.reasons,
+            gate=episode.gate.tolist(),
             terminated=bool(episode.array("terminated")[-1]),
             success=episode.success,
             **columns,

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from safe_o2o import bundle
+from safe_o2o.algorithms.gated import GatedExport, fingerprint
 from safe_o2o.algorithms.latents import PairPolicy, Tracker
+from safe_o2o.algorithms.reachability import Reachability
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.statistics import Statistics
+from safe_o2o.errors import CheckpointError
 from safe_o2o.export.graph import Graphs
-from safe_o2o.export.onnx import BundleReport, export_bundle, recorded_steps
+from safe_o2o.export.onnx import BundleReport, Exportable, export_bundle, recorded_steps
 
 
 def export_algorithm(
@@ -22,6 +25,7 @@ def export_algorithm(
     provenance: Mapping[str, Any] | None = None,
     graphs: Graphs | None = None,
     encoder: Tracker | None = None,
+    gate: Reachability | None = None,
 ) -> BundleReport:
     """Export the policy of an algorithm as the next version of a folder of bundles.
 
@@ -34,9 +38,11 @@ def export_algorithm(
         provenance: more facts for the manifest, JSON-ready.
         graphs: see `export_bundle`.
         encoder: what made the latents that the algorithm was trained on: the two become one graph.
+        gate: heads of a reachability gate, trained on the states of the policy's world model.
 
     Raises:
         SpecMismatchError: algorithm and dataset have another spec.
+        CheckpointError: the gate's heads belong to another world model.
         BundleError: network and graph disagree, or there are too few recorded steps.
     """
     policy, spec = algorithm.policy, algorithm.spec
@@ -44,6 +50,8 @@ def export_algorithm(
         spec.require_same(encoder.latent_spec, mine=f"algorithm {name}", theirs="the encoder")
         policy, spec = PairPolicy(encoder, policy.export_module()), encoder.spec
     spec.require_same(dataset.spec, mine=f"algorithm {name}", theirs=f"dataset {dataset.directory}")
+    if gate is not None:
+        policy = _gated(policy, gate)
     facts = {
         "dataset": dataset.content_hash(),
         "step": algorithm.step,
@@ -60,3 +68,15 @@ def export_algorithm(
         noise_seed=algorithm.config.seed,
         graphs=graphs,
     )
+
+
+def _gated(policy: Exportable, gate: Reachability) -> GatedExport:
+    module = policy.export_module()
+    net = getattr(module, "watching", None)
+    if net is None or fingerprint(net) != gate.encoder:
+        raise CheckpointError(
+            "the gate was trained on the states of another world model than the policy's",
+            where="gate",
+            todo="encode with the policy's checkpoint (--what state), and train the gate on that",
+        )
+    return GatedExport(module, gate.heads)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from safe_o2o.nets.norm_silu import norm_silu
@@ -86,3 +87,44 @@ def constant(*modules: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+class StateActionMLP(nn.Module):
+    """An MLP of a state and one or many actions there; the state's share is computed once.
+
+    Args:
+        feature_dim: size of the state F.
+        action_dim: A.
+        out_dim: size of the last axis of the output.
+        hidden_dims: at least one size.
+    """
+
+    def __init__(
+        self, feature_dim: int, action_dim: int, out_dim: int, hidden_dims: Sequence[int]
+    ) -> None:
+        super().__init__()
+        first, *rest = hidden_dims
+        self.by_state = nn.Linear(feature_dim, first, bias=False)
+        self.by_action = nn.Linear(action_dim, first, bias=False)
+        self.norm = nn.LayerNorm(first, eps=LAYER_NORM_EPS)
+        self.rest = MLP(first, out_dim, rest)
+        # As one layer over both would be: else few actions would count as much as all of a state.
+        whole = nn.Linear(feature_dim + action_dim, first, bias=False)
+        init_hidden(whole)
+        with torch.no_grad():
+            for part, weight in zip(
+                (self.by_state, self.by_action),
+                whole.weight.split([feature_dim, action_dim], 1),
+                strict=True,
+            ):
+                part.weight.copy_(weight)
+
+    def forward(self, feature: Tensor, action: Tensor) -> Tensor:
+        """`[..., F]` and `[..., A]` or `[..., K, A]` -> `[..., out]` or `[..., K, out]`."""
+        state = self.by_state(feature)
+        if action.dim() > feature.dim():
+            state = state.unsqueeze(-2)
+        x = norm_silu(
+            state + self.by_action(action), self.norm.weight, self.norm.bias, self.norm.eps
+        )
+        return self.rest(x)

@@ -9,7 +9,8 @@ import numpy as np
 
 from safe_o2o.data.behavior import TrainedBehavior
 from safe_o2o.interfaces import Policy
-from safe_o2o.types import Array, Observation, Source
+from safe_o2o.safety.reachability_gate import GateDecision
+from safe_o2o.types import Array, GateState, Observation, Source
 
 PREVIOUS_ACTION = "previous_action"
 
@@ -58,8 +59,16 @@ def with_executed(carry: Any, action: Array) -> Any:
     return {**carry, PREVIOUS_ACTION: told}
 
 
+def source_of(gate: GateDecision | None) -> Source:
+    """Who proposed, behind a gate: the policy, or what the gate put in its place."""
+    taken_over = gate is not None and gate.state >= GateState.RECOVER
+    return Source.RECOVERY if taken_over else Source.POLICY
+
+
 class PolicyActor:
     """A policy behind the actor's two methods: adds the batch axis, keeps the carry.
+
+    `gate_decision` is what a reachability gate made of the last action, None without one.
 
     Of an action chunk `[n, H, A]` the first action is executed and the policy asked again. A policy
     with a method `seed(seed)` has its own noise seeded for every episode.
@@ -73,6 +82,7 @@ class PolicyActor:
     def __init__(self, policy: Policy, name: str = "policy", *, deterministic: bool = True) -> None:
         self.policy, self.name, self.deterministic = policy, name, deterministic
         self._carry = policy.initial_carry(1)
+        self.gate_decision: GateDecision | None = None
 
     def reset(self, seed: int) -> None:
         """Start with the initial carry."""
@@ -88,7 +98,9 @@ class PolicyActor:
         if hasattr(action, "cpu"):  # a tensor, wherever it lives
             action = action.cpu()
         row = np.asarray(action, np.float32)[0]
-        return (row[0] if row.ndim == 2 else row), Source.POLICY
+        decisions = getattr(self.policy, "last_decisions", ())
+        self.gate_decision = decisions[0] if decisions else None
+        return (row[0] if row.ndim == 2 else row), source_of(self.gate_decision)
 
     def executed(self, action: Array) -> None:
         """See `Actor`."""

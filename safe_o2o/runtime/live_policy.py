@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safe_o2o.bundle import MANIFEST, POINTER, current
 from safe_o2o.errors import BundleError, SafeO2OError
-from safe_o2o.runtime.onnx_policy import OnnxPolicy
+from safe_o2o.runtime.gated_policy import GateMode, load_policy
 from safe_o2o.spaces import Spec
 
 
@@ -42,6 +42,7 @@ class LivePolicy:
     Args:
         bundles: one bundle, or a folder of versions.
         expect: spec of the task at hand; None takes the bundle's own until `require` is called.
+        gate: see `load_policy`.
 
     Attributes:
         policy: the acting policy.
@@ -52,10 +53,12 @@ class LivePolicy:
         BundleError: no bundle was promoted, it does not load, or it belongs to another task.
     """
 
-    def __init__(self, bundles: str | Path, expect: Spec | None = None) -> None:
-        self.bundles, self.expect = Path(bundles), expect
+    def __init__(
+        self, bundles: str | Path, expect: Spec | None = None, *, gate: GateMode = "on"
+    ) -> None:
+        self.bundles, self.expect, self.gate = Path(bundles), expect, gate
         self.refused: dict[str, str] = {}
-        self.policy = OnnxPolicy.load(promoted_bundle(self.bundles), expect)
+        self.policy = load_policy(promoted_bundle(self.bundles), expect, gate=gate)
 
     @property
     def version(self) -> str:
@@ -85,19 +88,22 @@ class LivePolicy:
         if path.name == self.version or path.name in self.refused:
             return False
         try:
-            self.policy = OnnxPolicy.load(path, self.expect)
+            self.policy = load_policy(path, self.expect, gate=self.gate)
         except SafeO2OError as error:
             self.refused[path.name] = str(error)
             return False
         return True
 
     def figures(self) -> dict[str, float]:
-        """What else the graph said at the last decision: risk, values; one number each."""
+        """What else the graph said at the last decision: risk, values; one number each.
+
+        Of what it said about many candidates nothing; a gate says what counted of it.
+        """
         out: dict[str, float] = {}
         for name, array in self.policy.last_outputs.items():
             row = array[0].reshape(-1)
             if row.size == 1:
                 out[name] = float(row[0])
-            else:
-                out |= {f"{name}.{i}": float(value) for i, value in enumerate(row[:8])}
+            elif row.size <= 8:
+                out |= {f"{name}.{i}": float(value) for i, value in enumerate(row)}
         return out

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from safe_o2o.data.dataset import Dataset, episode_name
-from safe_o2o.data.episode import EpisodeMeta
+from safe_o2o.data.episode import NO_GATE, EpisodeMeta
 from safe_o2o.data.recorder import DirectRecorder, Recorder
 from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import ConfigError, DataError, SafeO2OError
 from safe_o2o.interfaces import Env
 from safe_o2o.runtime.actors import Actor
-from safe_o2o.types import Transition
+from safe_o2o.types import STALLED, Transition
 from safe_o2o.workers import end_with_parent, started_quietly
 
 Progress = Callable[[int, int], None]
@@ -59,7 +59,8 @@ def rollout(
         should_stop: asked before every step.
 
     Returns:
-        The summary; `timings` has `act`, `step` and whatever `Step.info["timings"]` offers (s).
+        The summary; an episode that a reachability gate has stalled ends there. `timings` has
+        `act`, `step` and whatever `Step.info["timings"]` offers (s).
 
     Raises:
         RolloutStopped: `should_stop` said so. This and any other exception, Ctrl-C included,
@@ -79,7 +80,9 @@ def rollout(
             began = time.perf_counter()
             action, source = actor.act(step.obs)
             acted = time.perf_counter()
+            gate = getattr(actor, "gate_decision", None)
             before, step = step, env.step(action, source)
+            stalled = gate is not None and gate.stalled and not step.terminated
             timings["act"].append(acted - began)
             timings["step"].append(time.perf_counter() - acted)
             actor.executed(step.action)
@@ -88,21 +91,24 @@ def rollout(
             transition = Transition(
                 obs=before.obs,
                 action=step.action,
-                proposed_action=action,
+                proposed_action=action if gate is None else gate.wish,
                 reward=step.reward,
                 cost=step.cost,
                 terminated=step.terminated,
-                truncated=step.truncated,
+                truncated=step.truncated or stalled,
                 verdict=step.verdict,
-                reason=step.reason,
+                reason=STALLED if stalled else step.reason,
                 margin=step.margin,
                 source=source,
                 stamp=before.stamp,
                 force=step.force,
+                gate=None if gate is None else gate.state,
             )
             if recorder is not None:
                 recorder.append(transition)
             transitions.append(replace(transition, obs={}))  # the frames are the recorder's
+            if stalled:
+                break
         if not transitions:
             raise DataError("ended at its reset", where=f"episode of seed {seed}")
         success = bool(step.info.get("success", step.terminated and step.reward > 0))
@@ -114,6 +120,7 @@ def rollout(
         raise
     names = ("reward", "cost", "verdict", "reason", "margin")
     columns = {name: [getattr(entry, name) for entry in transitions] for name in names}
+    columns["gate"] = [NO_GATE if t.gate is None else int(t.gate) for t in transitions]
     return EpisodeSummary.from_columns(
         index, meta, terminated=step.terminated, success=success, timings=timings, **columns
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from math import inf, isfinite
 from typing import Literal
 
@@ -19,16 +18,7 @@ import numpy as np
 
 from safe_o2o.config import require_positive
 from safe_o2o.errors import ConfigError
-from safe_o2o.types import Array
-
-
-class GateState(IntEnum):
-    """What became of the policy's action, from mild to strict."""
-
-    PASS = 0
-    SHAPE = 1
-    RECOVER = 2
-    BRAKE = 3
+from safe_o2o.types import Array, GateState
 
 
 @dataclass(frozen=True)
@@ -153,6 +143,7 @@ class GateDecision:
 
     Attributes:
         action: what goes to the certified filter `[A]`.
+        wish: what the policy wanted `[A]`.
         state: what became of the policy's action.
         reason: why it did not pass, `""` where it did.
         score: the intervention score q of the policy's action.
@@ -162,6 +153,7 @@ class GateDecision:
     """
 
     action: Array
+    wish: Array
     state: GateState
     reason: str
     score: float
@@ -350,6 +342,7 @@ class ReachabilityGate:
             action = candidates[0]
         return GateDecision(
             action=action.astype(np.float32),
+            wish=candidates[0].astype(np.float32),
             state=state,
             reason=reason,
             score=float(scores["risk"]),

@@ -18,7 +18,7 @@ from safe_o2o.data.replay import SequenceReplay, TransitionReplay
 from safe_o2o.data.statistics import Statistics
 from safe_o2o.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
 from safe_o2o.nets import parallel
-from safe_o2o.training import checkpoint, pretrained
+from safe_o2o.training import checkpoint, latents, pretrained
 from safe_o2o.training.group import is_first, process_group, rows_of
 from safe_o2o.training.logger import MetricLog
 from safe_o2o.training.memory import keep_freed_memory
@@ -163,6 +163,8 @@ def _train(
     rows, writes = rows_of(config.batch_size), is_first()
     dataset = Dataset(data)
     algorithm = build(name, config, dataset, run.device)
+    if hasattr(algorithm, "use_model"):  # it learns from states, and from the model they are of
+        algorithm.use_model(latents.LatentDataset(data).tracker())
     train, _ = split(dataset, HELD_OUT)
     replay = make_replay(algorithm, train, config.seed, run.cost_fraction)
     meta = checkpoint.Meta(

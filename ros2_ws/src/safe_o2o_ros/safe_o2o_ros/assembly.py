@@ -15,7 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from safe_o2o.data.recorder import EpisodeMeta, Recorder
-from safe_o2o.types import Array, Observation, RobotState, Transition, Verdict
+from safe_o2o.types import (
+    STALLED,
+    Array,
+    GateState,
+    Observation,
+    RobotState,
+    Transition,
+    Verdict,
+)
 from safe_o2o_ros.conversions import PolicyOutput, TaskStatus, key_of
 
 KEPT = 512
@@ -156,6 +164,7 @@ class EpisodeAssembler:
         ]
         worst = max(between, key=lambda status: status.verdict, default=new.status)
         ended = after.event == "end"
+        state = before.outputs.get("gate_state")
         kept = self.recorder.append(
             Transition(
                 obs=old.obs,
@@ -166,10 +175,11 @@ class EpisodeAssembler:
                 terminated=ended and after.terminated,
                 truncated=ended and after.truncated,
                 verdict=Verdict(worst.verdict),
-                reason=worst.reason,
+                reason=STALLED if after.outputs.get(STALLED) else worst.reason,
                 margin=min((status.margin for status in between), default=new.status.margin),
                 stamp=old.state.stamp,
                 force=max((status.force for status in between), default=new.status.force),
+                gate=None if state is None else GateState(int(state)),
             )
         )
         self.dropped_transitions += not kept

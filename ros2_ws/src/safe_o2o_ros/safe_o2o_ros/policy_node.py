@@ -27,7 +27,7 @@ from safe_o2o.runtime.cartesian import CartesianDelta
 from safe_o2o.runtime.live_policy import LivePolicy
 from safe_o2o.runtime.rounds import count_episodes
 from safe_o2o.spaces import Spec
-from safe_o2o.types import RobotState
+from safe_o2o.types import STALLED, RobotState
 from safe_o2o_ros import qos
 from safe_o2o_ros.conversions import (
     EpisodeCommitted,
@@ -181,7 +181,7 @@ class PolicyNode(GuardedNode):
         if status.episode != self.episode or self._is_early(status) or self._is_late(status):
             return
         self._passed_over = 0
-        if status.terminated or self.step_count >= self.task.max_steps:
+        if status.terminated or self._stalled or self.step_count >= self.task.max_steps:
             self._end(status)
             return
         state = robot_state(parts["measured"], parts["command"], self.task.joint_names)
@@ -200,8 +200,10 @@ class PolicyNode(GuardedNode):
             proposal = self.cartesian.proposal(action, state)
         self._proposals.publish(proposal_to_msg(proposal))
         self._asked, self._asked_at = status.stamp, time.monotonic()
-        self._publish_output(status, action, "decision")
+        gate = gates[0] if (gates := getattr(self.live.policy, "last_decisions", ())) else None
+        self._publish_output(status, action if gate is None else gate.wish, "decision")
         self.step_count += 1
+        self._stalled = gate is not None and gate.stalled
 
     def _is_early(self, status: TaskStatus) -> bool:
         """Whether our last proposal is still being executed, as far as this instant knows."""
@@ -236,7 +238,7 @@ class PolicyNode(GuardedNode):
             step=self.step_count,
             event=event,
             action=tuple(float(entry) for entry in np.ravel(action)),
-            outputs={} if ended else self.live.figures(),
+            outputs={STALLED: float(self._stalled)} if ended else self.live.figures(),
             bundle=self.live.version,
             round=self._recorded // per_round if per_round else 0,
             truncated=ended and not status.terminated,
@@ -328,6 +330,7 @@ class PolicyNode(GuardedNode):
     def _clear_episode(self, episode: int, seed: int) -> None:
         self.episode, self.step_count = episode, 0
         self._asked, self._asked_at = -1.0, 0.0
+        self._stalled = False
         self._before: RobotState | None = None
         if episode >= 0:
             self._recorded = count_episodes(self.config.run_dir) if self.config.run_dir else 0

@@ -1,0 +1,406 @@
+"""Reachability on a world model's states: which action still has a way out, and who would know.
+
+One `update` is `specs/reachability_gate.md` 6.2: margin, ensemble of one-step predictors, safety
+critic on the discounted safety Bellman equation with its schedule, recovery policy. It trains on
+the states of a world model that were computed once (`safe-o2o encode --what state`); the model
+itself is not touched. Sources: see `safety_value`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from safe_o2o.algorithms.gated import fingerprint
+from safe_o2o.algorithms.latents import STATE, Tracker
+from safe_o2o.algorithms.reachability_nets import Heads, RecoveryModule
+from safe_o2o.algorithms.safety_value import (
+    margin_loss,
+    novelty_label,
+    safety_discount,
+    safety_target,
+)
+from safe_o2o.config import require_positive
+from safe_o2o.data.batch import Batch
+from safe_o2o.errors import CheckpointError, ConfigError, SpecMismatchError, UnknownNameError
+from safe_o2o.nets.critic import ema_update
+from safe_o2o.nets.mlp import constant
+from safe_o2o.nets.precision import Precision, training_arithmetic
+from safe_o2o.nets.rssm import Latent
+from safe_o2o.spaces import Spec
+
+_QUANTILES = (0.25, 0.75, 0.995)
+
+
+@dataclass(frozen=True)
+class ReachabilityConfig:
+    """Settings; the defaults fit the states of preset `small` and ten minutes of two CPU cores."""
+
+    seed: int = 0
+    total_updates: int = 8_000
+    batch_size: int = 256
+    reads: tuple[str, ...] = STATE
+    """arrays of the state that the heads read; without `embed` they are trained on imagined states
+    as well"""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    critics: int = 3
+    predictors: int = 5
+    predictor_share: float = 0.8
+    """share of the episodes that each predictor sees"""
+    discount: float = 0.99
+    """where the schedule ends; an approach of K steps without a way out is seen for
+    K = ln 2 / -ln discount, 69 steps (spec 6.2)"""
+    discount_start: float = 0.85
+    warmup: float = 0.025
+    """share of the updates with discount 0: the critic learns the margin"""
+    stages: int = 50
+    """steps of the discount's schedule"""
+    tau: float = 0.005
+    critic_lr: float = 3e-4
+    actor_lr: float = 1e-4
+    predictor_lr: float = 3e-4
+    margin_lr: float = 1e-4
+    action_penalty: float = 1e-2
+    novelty: bool = True
+    """whether not to know what happens counts as dangerous"""
+    imagined: int = 16
+    """starts of imagined rollouts an update; 0, or a feature with `embed`, imagines nothing"""
+    horizon: int = 15
+    precision: Precision = "auto"
+    """arithmetic of critics, margin and recovery policy while training; the predictors, whose small
+    differences count, are computed in fp32"""
+    explore: float = 0.1
+    """noise on the recovery policy in half of the imagined rollouts"""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "total_updates", "batch_size", "critics", "predictors", "stages")
+        require_positive(self, "critic_lr", "actor_lr", "predictor_lr", "margin_lr", "horizon")
+        if self.reads != tuple(name for name in STATE if name in self.reads) or not self.reads:
+            raise ConfigError(
+                f"must be some of {', '.join(STATE)} in this order, got {', '.join(self.reads)}",
+                where="reads",
+            )
+        if "deter" not in self.reads:
+            raise ConfigError("needs deter: that is what is predicted", where="reads")
+        if not 0.0 <= self.discount_start <= self.discount < 1.0:
+            raise ConfigError(
+                f"must lie between discount_start ({self.discount_start}) and 1, "
+                f"got {self.discount}",
+                where="discount",
+            )
+        if not 0.0 < self.predictor_share <= 1.0:
+            raise ConfigError(f"must lie in (0, 1], got {self.predictor_share}",
+                              where="predictor_share")  # fmt: skip
+
+
+PRESETS = {
+    "small": ReachabilityConfig(),
+    "tiny": ReachabilityConfig(
+        total_updates=200, batch_size=32, hidden_dims=(32, 32), critics=2, predictors=3, imagined=4,
+        horizon=3,
+    ),
+    "paper": ReachabilityConfig(
+        total_updates=200_000, batch_size=512, reads=("deter", "stoch"), hidden_dims=(512, 512),
+        imagined=32,
+    ),
+}  # fmt: skip
+
+
+class Reachability:
+    """Margin, predictors, safety critic and recovery policy; see `Fosp` for the arguments."""
+
+    wants: Literal["transitions", "sequences"] = "transitions"
+    Config = ReachabilityConfig
+
+    def __init__(
+        self,
+        config: ReachabilityConfig,
+        spec: Spec,
+        statistics: Mapping[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config, self.spec, self.device = config, spec, torch.device(device)
+        arrays = spec.observation.arrays
+        if not set(config.reads) <= arrays.keys():
+            raise SpecMismatchError(
+                f"reads {', '.join(config.reads)} of a world model, the data have "
+                f"{', '.join(arrays)}",
+                where="algorithm reachability",
+                todo="encode them: safe-o2o encode CHECKPOINT --what state",
+            )
+        sizes = {name: arrays[name].shape[0] for name in config.reads}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.heads = Heads(
+                sizes, spec.action.dim, config.hidden_dims, config.critics, config.predictors
+            ).to(self.device)
+        self.slow = copy.deepcopy(self.heads.critic).requires_grad_(False)
+        self.novelty = torch.tensor([0.0, 1.0, 2.0], device=self.device)
+        """Running quantiles of the disagreement about recorded actions: see `_QUANTILES`."""
+        self.tracker: Tracker | None = None
+        self.encoder = b""
+        """Fingerprint of the world model whose states these are; empty while nobody said."""
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.step = 0
+        cfg, heads = config, self.heads
+        rates = {
+            "margin": (heads.margin_net, cfg.margin_lr),
+            "predictor": (heads.predictor, cfg.predictor_lr),
+            "critic": (heads.critic, cfg.critic_lr),
+            "actor": (heads.recovery_net, cfg.actor_lr),
+        }
+        self.optimizer = {
+            name: torch.optim.Adam(net.parameters(), lr=lr, fused=True)
+            for name, (net, lr) in rates.items()
+        }
+
+    @staticmethod
+    def preset(name: str) -> ReachabilityConfig:
+        """Settings at a size: `tiny` (tests), `small` (CPU), `paper` (the spec's)."""
+        if name not in PRESETS:
+            raise UnknownNameError("preset", name, PRESETS)
+        return PRESETS[name]
+
+    @property
+    def policy(self) -> RecoveryPolicy:
+        """The recovery policy, on states; what is deployed is a gate around another policy."""
+        return RecoveryPolicy(self.heads, self.spec)
+
+    @property
+    def imagines(self) -> bool:
+        """Whether imagined states can be learned from: those have no embedding."""
+        return self.config.imagined > 0 and "embed" not in self.config.reads
+
+    def use_model(self, tracker: Tracker) -> None:
+        """The world model whose states these are, to imagine with; a constant."""
+        self.tracker = tracker.to(self.device).eval().requires_grad_(False)
+        self.encoder = fingerprint(tracker.net)
+
+    # ------------------------------------------------------------------ learning
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One step of every head on transitions of states; returns metrics."""
+        assert batch.next_obs is not None
+        heads, metrics = self.heads, {}
+        feature, after = heads.feature(batch.obs), heads.feature(batch.next_obs)
+        violated = (batch.cost > 0).float()
+        seen = self._predict(feature, batch, metrics)
+        parts = [(feature, batch.action, after, violated, batch.terminated.float(), seen)]
+        if self.imagines and self.tracker is not None:
+            parts.append(self._imagined(batch))
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        with training_arithmetic(self.config.precision, self.device):
+            self._separate(columns[2], columns[3], metrics)
+            feature, action, target = columns[0], columns[1], self._target(*columns)
+            risk = heads.risks(feature, action)
+            loss = nn.functional.huber_loss(risk, target.expand_as(risk))
+            self._optimize("critic", loss)
+            with constant(heads.critic):
+                chosen = heads.recovery(feature)
+                worst = heads.risks(feature, chosen).amax(0).mean()
+                effort = chosen.square().sum(-1).mean()
+                self._optimize("actor", worst + self.config.action_penalty * effort)
+        ema_update(self.slow, heads.critic, self.config.tau)
+        self.step += 1
+        metrics |= {
+            "critic/loss": loss,
+            "critic/risk": risk.mean(),
+            "critic/target": target.mean(),
+            "critic/discount": torch.tensor(self.discount),
+            "actor/risk": worst,
+            "novelty/mean": seen.mean(),
+            "novelty/high": self.novelty[2],
+        }
+        values = torch.stack([value.detach().float() for value in metrics.values()])
+        return dict(zip(metrics, values.tolist(), strict=True))
+
+    @property
+    def discount(self) -> float:
+        """The discount at this update."""
+        cfg = self.config
+        done = self.step - int(cfg.warmup * cfg.total_updates)
+        if done < 0:
+            return 0.0
+        stage = max(1, cfg.total_updates // cfg.stages)
+        return safety_discount(done, cfg.discount, stage, cfg.discount_start)
+
+    def _optimize(self, name: str, loss: Tensor) -> None:
+        self.optimizer[name].zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer[name].step()
+
+    def _predict(self, feature: Tensor, batch: Batch, metrics: dict[str, Tensor]) -> Tensor:
+        """The ensemble's step; returns its disagreement about what was recorded `[B]`."""
+        assert batch.next_obs is not None
+        heads, target = self.heads, batch.next_obs["deter"]
+        rate = max(0.001, 1.0 / (self.step + 1))
+        with torch.no_grad():
+            heads.next_mean.lerp_(target.mean(0), rate)
+            heads.next_var.lerp_((target - heads.next_mean).square().mean(0) + 1e-6, rate)
+        predicted = heads.predicted(feature, batch.action)
+        error = ((predicted - target).square() / heads.next_var).mean(-1)
+        mine = self._sees(batch)
+        loss = (error * mine).sum() / mine.sum().clamp(min=1.0)
+        self._optimize("predictor", loss)
+        with torch.no_grad():
+            predicted = predicted.detach()
+            wrong = (predicted.mean(0) - target).square().mean(0)
+            heads.residual_var.lerp_(wrong + 1e-8, rate)
+            seen = heads.disagreement(feature, batch.action)
+            levels = torch.quantile(seen, torch.tensor(_QUANTILES, device=seen.device))
+            self.novelty.lerp_(levels, max(0.01, 1.0 / (self.step + 1)))
+        metrics["predictor/loss"] = loss
+        return seen
+
+    def _sees(self, batch: Batch) -> Tensor:
+        """Which rows each predictor learns from `[M, B]`: its own share of the episodes."""
+        members = torch.arange(self.config.predictors, device=self.device).unsqueeze(1)
+        if batch.index is None:
+            return torch.ones(self.config.predictors, len(batch), device=self.device)
+        number = (batch.index.episode + 7919 * batch.index.origin).to(self.device)
+        mixed = (number * 2_654_435_761 + (members + 1) * 40_503_961) % 4_294_967_296
+        mixed = (mixed * 2_246_822_519 + (mixed >> 13)) % 4_294_967_296
+        return (mixed < self.config.predictor_share * 4_294_967_296).float()
+
+    def _separate(self, after: Tensor, violated: Tensor, metrics: dict[str, Tensor]) -> None:
+        """The margin's step, on as many safe states as failed ones."""
+        size = len(after)
+        both = violated.any() & (violated < 1).any()
+        rows = [
+            torch.multinomial(kind + 1e-12, size, replacement=True, generator=self.generator)
+            for kind in (1.0 - violated, violated)
+        ]
+        mix = torch.rand(size, generator=self.generator, device=self.device)
+        loss = margin_loss(self.heads.margin, after[rows[0]], after[rows[1]], mix)
+        self._optimize("margin", loss * both)  # with one kind alone there is nothing to separate
+        metrics["margin/loss"] = loss * both
+
+    @torch.no_grad()
+    def _target(
+        self,
+        feature: Tensor,
+        action: Tensor,
+        after: Tensor,
+        violated: Tensor,
+        ended: Tensor,
+        novelty: Tensor,
+    ) -> Tensor:
+        """What the critic is to say of transitions `[N]`; `novelty` is the score of the actions."""
+        heads = self.heads
+        h = torch.where(violated > 0, 1.0, -torch.tanh(heads.margin(after)))
+        then = heads.recovery(after)
+        later = torch.stack([member(after, then)[..., 0] for member in self.slow]).amax(0)
+        if self.config.novelty:
+            h = torch.maximum(h, self._unknown(novelty))
+            with torch.autocast(self.device.type, enabled=False):
+                strange = heads.disagreement(after, then.float())
+            later = torch.maximum(later, self._unknown(strange))
+        return safety_target(h, later, violated, ended, self.discount)
+
+    def _unknown(self, score: Tensor) -> Tensor:
+        """How dangerous it is that nobody has seen this `[...]`; nothing to go by at first."""
+        low, high, most = self.novelty
+        label = novelty_label(score, most, (high - low).clamp(min=1e-3))
+        return label if self.discount > 0.0 else torch.full_like(label, -1.0)
+
+    @torch.no_grad()
+    def _imagined(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Transitions of rollouts from recorded states: the cost head says what is a violation.
+
+        Half of them follow the recovery policy with noise, half a steady random action. One ends
+        where the cost head sees a violation, or where the ensemble does not know: that counts as
+        one.
+        """
+        assert self.tracker is not None
+        cfg, model, heads = self.config, self.tracker.net.model, self.heads
+        rows = torch.randint(len(batch), (cfg.imagined,), generator=self.generator)
+        latent = Latent(batch.obs["deter"][rows], batch.obs["stoch"][rows])
+        shape = (cfg.imagined, self.spec.action.dim)
+        steady = torch.rand(shape, generator=self.generator) * 2.0 - 1.0
+        follows = torch.arange(cfg.imagined) < cfg.imagined // 2
+        weights = model.rssm.step_weights(latent.deter.dtype)
+        alive, columns = torch.ones(cfg.imagined, dtype=torch.bool), []
+        for _ in range(cfg.horizon):
+            feature = heads.feature(latent._asdict())
+            noise = cfg.explore * torch.randn(shape, generator=self.generator)
+            own = (heads.recovery(feature) + noise).clamp(-1.0, 1.0)
+            action = torch.where(follows.unsqueeze(1), own, steady)
+            uniform = torch.rand((cfg.imagined, model.rssm.latents), generator=self.generator)
+            latent = model.rssm.img_step(latent, action, uniform, weights)
+            after = heads.feature(latent._asdict())
+            bad = model.cost.predict(latent.feature) > 0.5
+            novelty = heads.disagreement(feature, action)
+            if cfg.novelty and self.discount > 0.0:
+                bad |= novelty > self.novelty[2]
+            ended = model.cont(latent.feature)[..., 0] <= 0
+            row = (feature, action, after, bad.float(), ended.float(), novelty)
+            columns.append(tuple(column[alive] for column in row))
+            alive = alive & ~bad & ~ended
+        return tuple(torch.cat(parts) for parts in zip(*columns, strict=True))
+
+    # ------------------------------------------------------------------ saving
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training needs to go on bit for bit."""
+        return {
+            "heads": self.heads.state_dict(),
+            "slow": self.slow.state_dict(),
+            "novelty": self.novelty.clone(),
+            "optimizer": {name: o.state_dict() for name, o in self.optimizer.items()},
+            "generator": self.generator.get_state(),
+            "encoder": torch.tensor(list(self.encoder), dtype=torch.uint8),
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`.
+
+        Raises:
+            CheckpointError: it was trained on the states of another world model.
+        """
+        encoder = bytes(state["encoder"].tolist())
+        if self.encoder and encoder != self.encoder:
+            raise CheckpointError(
+                "was trained on the states of another world model",
+                where="algorithm reachability",
+                todo="train it anew on these",
+            )
+        self.encoder = encoder
+        self.heads.load_state_dict(state["heads"])
+        self.slow.load_state_dict(state["slow"])
+        self.novelty.copy_(state["novelty"])
+        for name, optimizer in self.optimizer.items():
+            optimizer.load_state_dict(state["optimizer"][name])
+        self.generator.set_state(state["generator"])
+        self.step = int(state["step"])
+
+
+class RecoveryPolicy(nn.Module):
+    """The `Policy` of the recovery network; see `safe_o2o.interfaces.Policy`. It has no memory."""
+
+    def __init__(self, heads: Heads, spec: Spec) -> None:
+        super().__init__()
+        arrays = spec.observation.arrays
+        sizes = [array.shape[0] for array in arrays.values()]
+        self.module, self.spec = RecoveryModule(heads, list(arrays), sizes), spec
+
+    def export_module(self) -> RecoveryModule:
+        """The same decision with plain tensors in and out."""
+        return self.module
+
+    def initial_carry(self, n: int = 1) -> tuple[()]:
+        """No memory."""
+        return ()
+
+    @torch.no_grad()
+    def act(
+        self, obs: Mapping[str, Any], carry: tuple[()], deterministic: bool = True
+    ) -> tuple[Tensor, tuple[()]]:
+        """Choose actions `[n, A]` for states `[n, ...]`; it has no noise of its own."""
+        arrays = [torch.as_tensor(obs[name]) for name in self.module.input_names]
+        return self.module(*arrays)[0], carry

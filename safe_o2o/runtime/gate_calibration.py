@@ -1,0 +1,200 @@
+"""A bundle's gate over recorded episodes: its scores at every step, and thresholds from them.
+
+The very gate that acts online reads the very graph over what was recorded, with thresholds that
+nothing exceeds. Episodes that ran without the gate (in shadow) and were acted by this bundle give
+the scores that it had; of other episodes only the state's scores, not the action's, are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from safe_o2o import config as settings
+from safe_o2o.data.episode import Episode
+from safe_o2o.runtime.actors import PolicyActor
+from safe_o2o.runtime.gated_policy import GatedPolicy
+from safe_o2o.runtime.onnx_policy import OnnxPolicy
+from safe_o2o.safety.calibration import (
+    MIN_FIT,
+    CalibrationError,
+    RankScore,
+    Thresholds,
+    thresholds,
+)
+from safe_o2o.safety.gate_file import GateFile
+from safe_o2o.safety.reachability_gate import GateConfig, GateThresholds
+from safe_o2o.types import Array
+
+NEVER = GateThresholds(risk_on=inf, risk_off=inf, disagreement=inf, surprise=inf)
+"""Nothing is above these: the gate scores and lets everything pass."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a gate's scores were in one episode of T steps.
+
+    Attributes:
+        scores: by name `[T]`: `risk`, `disagreement`, `surprise`, perhaps `recon`.
+        violated_at: step whose action caused the first violation; None in a safe episode.
+        episode: the episode's content hash.
+        seed: of its layout.
+    """
+
+    scores: dict[str, Array]
+    violated_at: int | None
+    episode: str
+    seed: int
+
+    def up_to(self, stop_ticks: int) -> dict[str, Array]:
+        """Its scores while an alarm was still in time; all of them where nothing was violated."""
+        end = None if self.violated_at is None else max(self.violated_at - stop_ticks + 1, 0)
+        return {name: column[:end] for name, column in self.scores.items()}
+
+
+def trace(
+    policy: OnnxPolicy, episode: Episode, config: GateConfig | None = None, seed: int | None = None
+) -> Trace:
+    """A bundle's scores over an episode, carrying its state and told what was executed.
+
+    Args:
+        policy: of a bundle whose graph has a gate.
+        episode: recorded, of its spec.
+        config: how the gate scores (`kappa`, `mode`).
+        seed: of the policy's noise; default the episode's own.
+    """
+    digest = policy.manifest.graph_sha256
+    gated = GatedPolicy(policy, GateFile(digest, NEVER, config or GateConfig()))
+    actor = PolicyActor(gated)
+    actor.reset(episode.meta.seed if seed is None else seed)
+    obs, executed = episode.obs, episode.array("action")
+    columns: dict[str, list[float]] = {}
+    for t in range(len(episode)):
+        actor.act({name: array[t] for name, array in obs.items()})
+        actor.executed(executed[t])
+        assert actor.gate_decision is not None
+        for name, value in actor.gate_decision.scores.items():
+            columns.setdefault(name, []).append(value)
+    violated = np.flatnonzero(episode.array("cost") > 0)
+    return Trace(
+        scores={name: np.asarray(column) for name, column in columns.items()},
+        violated_at=int(violated[0]) if len(violated) else None,
+        episode=episode.content_hash,
+        seed=int(episode.meta.seed),
+    )
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """What is asked of an alarm.
+
+    Attributes:
+        alpha: share of safe episodes that may be alarmed.
+        beta: share of violations that may be alarmed too late or not at all.
+        delta: one minus the confidence of the stricter threshold that is told beside.
+        fit: safe episodes that the rank scores are fitted to, and that then count no more.
+        stop_ticks: policy steps that a stop takes from top speed, latency included.
+        slow: speed of a gate whose two sides do not fit together, as a share.
+    """
+
+    alpha: float = 0.05
+    beta: float = 0.1
+    delta: float = 0.05
+    fit: int = MIN_FIT
+    stop_ticks: int = 2
+    slow: float = 0.5
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibration came to.
+
+    Attributes:
+        gate: what goes beside the graph.
+        found: both sides of the alarm.
+        rank: the combined score.
+        safe: combined maxima of the safe episodes that the threshold rests on.
+        violating: combined maxima of the violating ones, while an alarm was in time.
+    """
+
+    gate: GateFile
+    found: Thresholds
+    rank: RankScore
+    safe: Array
+    violating: Array
+
+
+def calibrate(
+    graph_sha256: str,
+    traces: Sequence[Trace],
+    config: CalibrationConfig | None = None,
+    gate: GateConfig | None = None,
+) -> Calibrated:
+    """Thresholds of a graph from its scores in shadow.
+
+    The first `fit` safe episodes make the combined score, the others its threshold.
+
+    Raises:
+        CalibrationError: too few safe episodes, or a score that is not finite.
+    """
+    config, gate = config or CalibrationConfig(), gate or GateConfig()
+    safe = [entry for entry in traces if entry.violated_at is None]
+    violating = [entry for entry in traces if entry.violated_at is not None]
+    if len(safe) <= config.fit:
+        raise CalibrationError(
+            f"{len(safe)} safe episodes, of which {config.fit} are for the score alone",
+            todo="record more episodes in shadow",
+        )
+    fit, rest = safe[: config.fit], safe[config.fit :]
+    names = list(fit[0].scores)
+    rank = RankScore.fit(
+        {name: [float(entry.scores[name].max()) for entry in fit] for name in names}
+    )
+    held = np.array([largest(rank, entry.scores) for entry in rest])
+    missed = np.array([largest(rank, entry.up_to(config.stop_ticks)) for entry in violating])
+    found = thresholds(held, missed, alpha=config.alpha, beta=config.beta, delta=config.delta)
+    limits = {name: rank.threshold(name, found.theta) for name in names}
+    facts: dict[str, Any] = {
+        "calibrated": found.compatible,
+        **settings.to_json(config),
+        **settings.to_json(found),
+        "t_max": max(len(entry.scores[names[0]]) for entry in safe),
+        "late": int((missed <= found.theta).sum()),
+        "fit_episodes": [entry.episode for entry in fit],
+        "safe_episodes": [entry.episode for entry in rest],
+        "violating_episodes": [entry.episode for entry in violating],
+        "safe_scores": [float(x) for x in held],
+        "violating_scores": [float(x) if np.isfinite(x) else None for x in missed],
+        "knots": {name: list(knots) for name, knots in rank.knots.items()},
+    }
+    return Calibrated(
+        gate=GateFile(
+            graph_sha256,
+            GateThresholds(
+                risk_on=limits["risk"],
+                risk_off=rank.threshold("risk", found.theta_off),
+                disagreement=limits["disagreement"],
+                surprise=limits["surprise"],
+                recon=limits.get("recon"),
+                speed=1.0 if found.compatible else config.slow,
+            ),
+            gate,
+            facts,
+        ),
+        found=found,
+        rank=rank,
+        safe=held,
+        violating=missed,
+    )
+
+
+def largest(rank: RankScore, scores: dict[str, Array]) -> float:
+    """The largest combined score of some steps; minus infinity of none."""
+    if not len(next(iter(scores.values()))):
+        return -inf
+    return float(rank(scores).max())
