@@ -52,8 +52,12 @@ class Trace:
     seed: int
 
     def up_to(self, stop_ticks: int) -> dict[str, Array]:
-        """Its scores while an alarm was still in time; all of them where nothing was violated."""
-        end = None if self.violated_at is None else max(self.violated_at - stop_ticks + 1, 0)
+        """Its scores while an alarm was still in time; all of them where nothing was violated.
+
+        The violation was there one step after the action that caused it was chosen: to refuse that
+        action is in time for a stop that takes one step.
+        """
+        end = None if self.violated_at is None else max(self.violated_at + 2 - stop_ticks, 0)
         return {name: column[:end] for name, column in self.scores.items()}
 
 
@@ -98,7 +102,8 @@ class CalibrationConfig:
         beta: share of violations that may be alarmed too late or not at all.
         delta: one minus the confidence of the stricter threshold that is told beside.
         fit: safe episodes that the rank scores are fitted to, and that then count no more.
-        stop_ticks: policy steps that a stop takes from top speed, latency included.
+        stop_ticks: policy steps that a stop takes from top speed, latency included. One for the
+            tasks here: a step is 0.2 s, and from 0.17 m/s the arm stops within 0.1 s.
         slow: speed of a gate whose two sides do not fit together, as a share.
     """
 
@@ -106,7 +111,7 @@ class CalibrationConfig:
     beta: float = 0.1
     delta: float = 0.05
     fit: int = MIN_FIT
-    stop_ticks: int = 2
+    stop_ticks: int = 1
     slow: float = 0.5
 
 
