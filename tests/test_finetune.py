@@ -37,7 +37,9 @@ from safe_o2o.types import Transition
 from tests.synthetic import SPEC, sequence_batch
 
 
-def fill(directory: Path, episodes: int, seed: int, length: int = 12) -> Dataset:
+def fill(
+    directory: Path, episodes: int, seed: int, length: int = 12, costly: float = 0.1
+) -> Dataset:
     """Random episodes; even numbers end with reward, odd ones are cut off."""
     dataset = Dataset.create(directory, SPEC, task="safe_reach")
     generator = np.random.default_rng(seed)
@@ -56,7 +58,7 @@ def fill(directory: Path, episodes: int, seed: int, length: int = 12) -> Dataset
                 action=generator.uniform(-1, 1, 3).astype(np.float32),
                 proposed_action=np.zeros(3, np.float32),
                 reward=float(good and t == length - 1),
-                cost=float(generator.random() < 0.1),
+                cost=float(generator.random() < costly),
                 terminated=good and t == length - 1,
                 truncated=not good and t == length - 1,
                 stamp=0.2 * t,

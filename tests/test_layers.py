@@ -47,9 +47,14 @@ OURS: dict[str, tuple[str, ...]] = {
     # What was learned between two rounds leaves as a bundle.
     "safe_o2o.training.finetune": (
         *(*G, "safe_o2o.data", "safe_o2o.nets", "safe_o2o.algorithms", "safe_o2o.export"),
+        "safe_o2o.safety.gate_file",  # and with thresholds of its own, where it has a gate
     ),
     # A promotion tries the bundle with the very code that will run it.
     "safe_o2o.training.promotion": (*G, "safe_o2o.data", "safe_o2o.runtime.onnx_policy"),
+    "safe_o2o.training.recalibration": (
+        *(*G, "safe_o2o.data", "safe_o2o.safety"),
+        *("safe_o2o.runtime.onnx_policy", "safe_o2o.runtime.gate_calibration"),
+    ),
     "safe_o2o.export": (*G, "safe_o2o.data", "safe_o2o.nets", "safe_o2o.algorithms"),
     "safe_o2o.report": (*G, "safe_o2o.data"),
     "safe_o2o.cli": ("safe_o2o", "safe_o2o_sim", "safe_o2o_hardware"),

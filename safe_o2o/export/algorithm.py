@@ -51,7 +51,7 @@ def export_algorithm(
         policy, spec = PairPolicy(encoder, policy.export_module()), encoder.spec
     spec.require_same(dataset.spec, mine=f"algorithm {name}", theirs=f"dataset {dataset.directory}")
     if gate is not None:
-        policy = _gated(policy, gate)
+        policy = gated(policy, gate)
     facts = {
         "dataset": dataset.content_hash(),
         "step": algorithm.step,
@@ -70,7 +70,12 @@ def export_algorithm(
     )
 
 
-def _gated(policy: Exportable, gate: Reachability) -> GatedExport:
+def gated(policy: Exportable, gate: Reachability) -> GatedExport:
+    """A policy together with what a gate asks about it.
+
+    Raises:
+        CheckpointError: the gate's heads belong to another world model.
+    """
     module = policy.export_module()
     net = getattr(module, "watching", None)
     if net is None or fingerprint(net) != gate.encoder:

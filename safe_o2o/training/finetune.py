@@ -19,24 +19,28 @@ import torch
 from safe_o2o import bundle
 from safe_o2o import config as settings
 from safe_o2o.algorithms.fosp_config import FospConfig
+from safe_o2o.algorithms.reachability import Reachability
 from safe_o2o.data.batch import Batch
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.episode import Episode
 from safe_o2o.data.mixture import Mixture
 from safe_o2o.data.replay import Replay
-from safe_o2o.errors import BundleError, CheckpointError, ConfigError
-from safe_o2o.export.algorithm import export_algorithm
+from safe_o2o.errors import BundleError, CheckpointError, ConfigError, SafeO2OError
+from safe_o2o.export.algorithm import export_algorithm, gated
 from safe_o2o.export.graph import Graphs
 from safe_o2o.export.onnx import exported
 from safe_o2o.files import write_atomic
+from safe_o2o.safety.gate_file import read_gate, write_gate
+from safe_o2o.spaces import Spec
 from safe_o2o.training import checkpoint, offline
 from safe_o2o.training.logger import MetricLog
 from safe_o2o.training.memory import keep_freed_memory
 from safe_o2o.training.promotion import PromotionConfig, promote
+from safe_o2o.training.recalibration import recalibrate
 from safe_o2o.training.seed import seed_everything
 
 Progress = Callable[[int, int], None]
-DIRECTORY = "finetune"
+DIRECTORY, GATE, CALIBRATION = "finetune", "gate", "calibration"
 HELD_OUT_ONLINE = 5
 """One online episode in so many is kept for the promotion check and never trained on."""
 
@@ -84,12 +88,15 @@ class FineTuner:
     """Owns the learner of one run.
 
     Args:
-        run_dir: the run, with `dataset`, `checkpoints`, `online` and `bundles` in it.
+        run_dir: the run, with `dataset`, `checkpoints`, `online` and `bundles` in it; where the
+            live bundle has a reachability gate, also its heads in `gate` and the episodes of its
+            calibration in `calibration`.
         config: settings, or a mapping of them as a settings file holds it; None for the defaults.
 
     Raises:
-        CheckpointError: there is no offline checkpoint.
-        DataError: there is no offline dataset.
+        CheckpointError: there is no offline checkpoint, or no heads for the live bundle's gate.
+        DataError: there is no offline dataset, or no episodes of the calibration.
+        BundleError: the live bundle's gate was never calibrated.
     """
 
     def __init__(
@@ -106,6 +113,7 @@ class FineTuner:
         self.folder = self.run_dir / DIRECTORY
         self._graphs = Graphs()
         self._load()
+        self._load_gate()
         self._prepare()
 
     def _load(self) -> None:
@@ -133,9 +141,33 @@ class FineTuner:
             self.algorithm.load_state_dict(state["algorithm"])
             self.rounds, self._state = int(state["rounds"]), state["mixture"]
 
+    def _load_gate(self) -> None:
+        """The heads and the calibration of the gate that acts now, where one does."""
+        self.gate: Reachability | None = None
+        live = bundle.current(self.run_dir / "bundles")
+        if live is None or read_gate(live.directory, bundle.read_manifest(live.directory)) is None:
+            return
+        newest = checkpoint.latest(self.run_dir / GATE)
+        if newest is None:
+            raise CheckpointError(
+                "no heads for the gate of the live bundle",
+                where=self.run_dir / GATE,
+                todo="keep the checkpoints of `safe-o2o train reachability` there",
+            )
+        config = settings.from_json(
+            Reachability.Config, checkpoint.read_header(newest).meta.config, where=newest
+        )
+        spec = Spec.from_json(checkpoint.read_header(newest).meta.spec)
+        self.gate = Reachability(config, spec)
+        self.gate.load_state_dict(checkpoint.load(newest)["algorithm"])
+        self.calibration = Dataset(self.run_dir / CALIBRATION)
+
     def _prepare(self) -> None:
         """Trace the graph while the first episodes are under way: each round only fills it."""
-        self._graphs.trace(exported(self.algorithm.policy), self.run_dir / "bundles")
+        policy = self.algorithm.policy
+        if self.gate is not None:
+            policy = gated(policy, self.gate)
+        self._graphs.trace(exported(policy), self.run_dir / "bundles")
 
     def _mixture(self) -> Mixture:
         online = Dataset(self.run_dir / "online")
@@ -218,7 +250,8 @@ class FineTuner:
         name = self.meta.algorithm
         try:
             candidate = export_algorithm(
-                algorithm, name, bundles, self.offline_data, facts, self._graphs
+                *(algorithm, name, bundles, self.offline_data, facts, self._graphs),
+                gate=self.gate,
             ).directory
         except BundleError as error:  # the actor goes on with the last good one, and so do we
             return RoundReport("", False, [], str(error), algorithm.online_step, metrics)
@@ -229,16 +262,34 @@ class FineTuner:
             self._held_out(),
             self.config.promotion,
         )
-        if result.passed:
+        refusal = "" if result.passed else result.reason
+        if result.passed and self.gate is not None and live is not None:
+            refusal = self._calibrate(candidate, live.directory)
+        if not refusal:
             bundle.set_current(bundles, candidate.name)
         return RoundReport(
             bundle=candidate.name,
-            promoted=result.passed,
+            promoted=not refusal,
             checks=[asdict(check) for check in result.checks],
-            refusal="" if result.passed else result.reason,
+            refusal=refusal,
             updates=algorithm.online_step,
             metrics=metrics,
         )
+
+    def _calibrate(self, candidate: Path, live: Path) -> str:
+        """Give a new bundle's gate thresholds of its own; why it cannot have any, `""` if it can.
+
+        Old ones are void: the graph has changed, and the loader would refuse them.
+        """
+        try:
+            previous = read_gate(live, bundle.read_manifest(live))
+            assert previous is not None
+            episodes = [*self.calibration, *Dataset(self.run_dir / "online")]
+            made = recalibrate(candidate, previous, episodes)
+            write_gate(candidate, bundle.read_manifest(candidate), made)
+        except SafeO2OError as error:
+            return f"gate: {error}"
+        return ""
 
 
 def reward_follows(replay: Replay) -> torch.Tensor:

@@ -1,0 +1,123 @@
+"""A new bundle of a fine-tuned policy: its gate gets thresholds of its own, or it stays at home."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from safe_o2o import bundle
+from safe_o2o.algorithms.fosp_presets import preset
+from safe_o2o.algorithms.reachability import PRESETS
+from safe_o2o.cli import actors, main
+from safe_o2o.data.dataset import Dataset
+from safe_o2o.errors import BundleError, CheckpointError
+from safe_o2o.runtime.gate_calibration import CalibrationConfig, calibrate, trace
+from safe_o2o.runtime.gated_policy import GatedPolicy, load_policy
+from safe_o2o.runtime.onnx_policy import OnnxPolicy
+from safe_o2o.safety.gate_file import GATE, GateFile, read_gate, write_gate
+from safe_o2o.training.finetune import FineTuner, FineTunerConfig
+from safe_o2o.training.offline import OfflineConfig, train_offline
+from safe_o2o.training.promotion import PromotionConfig
+from safe_o2o.training.recalibration import newest_safe
+from tests.test_finetune import fill
+
+LENIENT = FineTunerConfig(
+    updates_per_round=1,
+    promotion=PromotionConfig(
+        min_steps=1, max_disagreement=10.0, max_risk_increase=10.0, max_cost_increase=1e6,
+        latency_share=1.0,
+    ),
+)  # fmt: skip
+
+
+def read(directory: Path) -> GateFile:
+    found = read_gate(directory, bundle.read_manifest(directory))
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose live bundle has a calibrated gate."""
+    run = tmp_path_factory.mktemp("run")
+    fill(run / "dataset", 40, seed=0)
+    config, settings = replace(preset("tiny"), total_updates=3, seed=1), OfflineConfig(threads=1)
+    train_offline("fosp", config, run / "dataset", run / "checkpoints", settings)
+    words = f"encode {run}/checkpoints --data {run}/dataset --out {run}/states --what state"
+    assert main.main(words.split()) == 0
+    heads = replace(PRESETS["tiny"], total_updates=3)
+    train_offline("reachability", heads, run / "states", run / "gate", settings)
+    words = f"export {run}/checkpoints --data {run}/dataset --gate {run}/gate --out {run}/bundles"
+    assert main.main(words.split()) == 0
+    shadow = fill(run / "calibration", 130, seed=3, length=4, costly=0.0)
+    live = run / "bundles" / "v000001"
+    policy = OnnxPolicy.load(live)
+    traces = [trace(policy, episode) for episode in shadow]
+    made = calibrate(
+        policy.manifest.graph_sha256, traces, CalibrationConfig(alpha=0.1, slow=0.7)
+    ).gate
+    write_gate(live, policy.manifest, replace(made, thresholds=replace(made.thresholds, speed=1.0)))
+    fill(run / "online", 10, seed=1)
+    return run
+
+
+@pytest.fixture
+def run(original: Path, tmp_path: Path) -> Path:
+    shutil.copytree(original, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_each_promoted_bundle_has_thresholds_of_its_own_and_takes_no_others(run: Path) -> None:
+    old = run / "bundles" / "v000001"
+    tuner, before = FineTuner(run, LENIENT), read(old)
+    for number in range(2):
+        made = tuner.round(number)
+        assert isinstance(made, Path), made
+        after = read(made)
+        assert after.graph_sha256 != before.graph_sha256
+        for name in ("risk_on", "risk_off", "disagreement", "surprise"):
+            assert getattr(after.thresholds, name) <= getattr(before.thresholds, name)
+        assert after.thresholds.speed == 0.7 and not after.calibrated
+        assert after.calibration["provisional"] and after.calibration["n"] >= 130
+        pointer = bundle.current(run / "bundles")
+        assert pointer is not None and pointer.directory == made
+        before = after
+    policy = load_policy(made)
+    assert isinstance(policy, GatedPolicy)
+    obs = {name: array[:1] for name, array in Dataset(run / "online")[0].obs.items()}
+    action, _ = policy.act(obs, policy.initial_carry())
+    assert np.abs(action).max() <= 0.7 + 1e-6
+    heads: Any = actors.load_algorithm(run / "gate")
+    assert tuner.gate is not None and tuner.gate.encoder == heads.encoder
+    shutil.copyfile(old / GATE, made / GATE)
+    with pytest.raises(BundleError, match="calibrated with another graph"):
+        load_policy(made)
+
+
+def test_without_enough_safe_episodes_the_bundle_does_not_go_live(run: Path) -> None:
+    for episode in list(Dataset(run / "calibration"))[:100]:
+        episode.path.unlink()
+    said = FineTuner(run, LENIENT).round(0)
+    assert isinstance(said, str) and "gate: " in said and "needs 100" in said
+    pointer = bundle.current(run / "bundles")
+    assert pointer is not None and pointer.directory.name == "v000001"
+    assert json.loads((run / "finetune" / "round_000.json").read_text())["refusal"] == said
+
+
+def test_heads_that_are_gone_are_told_before_anything_is_trained(run: Path) -> None:
+    shutil.rmtree(run / "gate")
+    with pytest.raises(CheckpointError, match="no heads for the gate"):
+        FineTuner(run, LENIENT)
+
+
+def test_the_newest_safe_episodes_count(run: Path, tmp_path: Path) -> None:
+    data = fill(tmp_path / "many", 210, seed=5, length=3, costly=0.0)
+    kept = newest_safe(list(data))
+    assert [episode.meta.seed for episode in kept] == list(range(10, 210))
+    assert not newest_safe(list(fill(tmp_path / "costly", 5, seed=6, costly=1.0)))
