@@ -42,6 +42,7 @@ ARGUMENTS = {
     "episodes_per_round": ("10", "with a learner: episodes before each fine-tuning"),
     "rounds": ("4", "with a learner: rounds of fine-tuning"),
     "wait_for_learner": ("300.0", "with a learner: longest wait after a round, s"),
+    "gate": ("on", "the bundle's reachability gate: on, shadow (decides only) or off"),
     "autostart": ("true", "configure and activate the nodes at once"),
     "params_file": (str(FOLDER / "params" / GRAPH["params_file"]), "parameters of the nodes"),
     "log_level": ("info", "log level of the nodes"),
@@ -77,6 +78,7 @@ def overrides():
             "exit_when_done": True,
             "episodes_per_round": ParameterValue(rounds_matter, value_type=int),
             "wait_for_learner": value("wait_for_learner", float),
+            "gate": value("gate"),
         },
         "recorder_node": {"run_dir": value("run_dir")},
         "learner_node": {

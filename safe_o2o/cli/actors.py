@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safe_o2o import catalog, config
 from safe_o2o.data.behavior import FILE, read_behavior
@@ -18,6 +18,7 @@ from safe_o2o.runtime.actors import (
     UniformRandomActor,
 )
 from safe_o2o.runtime.rollout import MakeActor
+from safe_o2o.safety.reachability_gate import GateMode
 from safe_o2o.spaces import Spec
 
 MIXTURE = ("expert", "unsafe", "random")
@@ -112,7 +113,7 @@ class BundleMaker:
 
     directory: Path
     name: str
-    gate: Literal["on", "shadow", "off"] = "on"
+    gate: GateMode = "on"
 
     def __call__(self, env: Env) -> Actor:
         """The ONNX policy, refused unless it was made for this task's spec."""
@@ -171,13 +172,14 @@ def uniform(env: Env) -> Actor:
     return UniformRandomActor(env.spec.action.dim)
 
 
-def resolve(who: str, name: str | None = None) -> tuple[str, MakeActor]:
+def resolve(who: str, name: str | None = None, gate: GateMode = "on") -> tuple[str, MakeActor]:
     """Turn what a user typed into a label and a maker of actors.
 
     Args:
         who: `mixture`, `uniform`, a behaviour's name, or the path of a bundle, of a folder of
             bundles (the newest counts), of a checkpoint, or of a trained behaviour.
         name: the label; by default the behaviour's name, or `policy-` with the folder's.
+        gate: see `load_policy`; what has no gate does not mind.
 
     Raises:
         UnknownNameError: neither a name nor a path; the message has the near miss.
@@ -195,10 +197,10 @@ def resolve(who: str, name: str | None = None) -> tuple[str, MakeActor]:
         if "/" in who:
             raise BundleError("no such bundle or checkpoint", where=who, todo="check the path")
         raise UnknownNameError("actor", who, [*catalog.behaviors, "mixture", "uniform"])
-    return _from_path(path, name)
+    return _from_path(path, name, gate)
 
 
-def _from_path(path: Path, name: str | None) -> tuple[str, MakeActor]:
+def _from_path(path: Path, name: str | None, gate: GateMode) -> tuple[str, MakeActor]:
     """A checkpoint is a file, or a folder of them; a bundle is a folder, or one of a folder's.
 
     The folder of a behaviour's training holds checkpoints too: what it is for comes first.
@@ -213,4 +215,4 @@ def _from_path(path: Path, name: str | None) -> tuple[str, MakeActor]:
 
     directory = promoted_bundle(path)
     label = name or f"policy-{directory.name}"
-    return label, BundleMaker(directory, label)
+    return label, BundleMaker(directory, label, gate)

@@ -11,6 +11,7 @@ from safe_o2o.cli.parse import parse
 from safe_o2o.cli.seeds import episode_seeds
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.runtime.deployment import DeployReport, deploy
+from safe_o2o.safety.reachability_gate import GateMode
 from safe_o2o.training.evaluate import summarize
 
 
@@ -27,6 +28,7 @@ class Arguments:
         speed: twin time per wall time; 1 is real time.
         seed: which layouts; collected and evaluated episodes never share them.
         ros: `yes` insists on the ROS graph, `no` on one process, `auto` takes what is there.
+        gate: the bundle's reachability gate: `on`; `shadow`, it decides and does nothing; or `off`.
     """
 
     run: Path
@@ -37,6 +39,7 @@ class Arguments:
     speed: float = 1.0
     seed: int = 0
     ros: str = "auto"
+    gate: GateMode = "on"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,6 +55,7 @@ def main(argv: Sequence[str]) -> None:
             speed=arguments.speed,
             seed=episode_seeds("online", arguments.seed, 1)[0],
             ros=ros_choice(arguments.ros),
+            gate=arguments.gate,
             progress=progress,
         )
     print(describe(report))

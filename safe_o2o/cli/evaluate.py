@@ -20,6 +20,7 @@ from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import ConfigError
 from safe_o2o.files import storage_error, write_atomic
 from safe_o2o.runtime.rollout import MakeActor, run_episodes
+from safe_o2o.safety.reachability_gate import GateMode
 from safe_o2o.training.evaluate import summarize
 
 
@@ -38,6 +39,7 @@ class Arguments:
         variant: scene variant of the task.
         seed: which layouts; collected and online episodes never share them.
         workers: processes; 0 runs everything in this one.
+        gate: a bundle's reachability gate: `on`; `shadow`, it decides and does nothing; or `off`.
     """
 
     who: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WHO ..."), tyro.conf.Positional]
@@ -48,6 +50,7 @@ class Arguments:
     variant: str = "standard"
     seed: int = 0
     workers: int = 2
+    gate: GateMode = "on"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -57,7 +60,8 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("names nobody to evaluate", where="evaluate", todo="see --help")
     if arguments.name is not None and len(arguments.who) != 1:
         raise ConfigError("names one result, but several are evaluated", where="--name")
-    cast = [resolve(who, arguments.name) for who in arguments.who]  # refused before any has run
+    # Refused before any has run.
+    cast = [resolve(who, arguments.name, arguments.gate) for who in arguments.who]
     for who, (name, make_actor) in zip(arguments.who, cast, strict=True):
         with console.progress(f"evaluating {name}") as progress:
             result = evaluate(arguments, who, name, make_actor, progress)
@@ -108,6 +112,8 @@ def evaluate(
     words = ["safe-o2o", "evaluate", who, "--out", str(arguments.out), "--name", name]
     for flag in ("episodes", "task", "variant", "seed"):
         words += [f"--{flag}", str(getattr(arguments, flag))]
+    if arguments.gate != "on":
+        words += ["--gate", arguments.gate]
     return {
         "name": name,
         "who": who,

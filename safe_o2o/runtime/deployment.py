@@ -28,6 +28,7 @@ from safe_o2o.runtime.process_group import (
     read_graph,
 )
 from safe_o2o.runtime.rounds import FINE_TUNER, RoundResult, count_episodes, read_rounds
+from safe_o2o.safety.reachability_gate import GateMode
 
 Progress = Callable[[int, int], None]
 STALL_TIMEOUT = 120.0
@@ -81,6 +82,7 @@ class DeployConfig:
         learner: fine-tune online.
         deterministic: mean action.
         wait_for_learner: longest wait after a round before the actor goes on alone, s.
+        gate: what a bundle's reachability gate does; see `GateMode`.
         fine_tuner: `"module:Class"` of the learner.
         learner_config: settings file for it.
         parameters: further ROS parameters by node name; these win.
@@ -97,6 +99,7 @@ class DeployConfig:
     learner: bool = False
     deterministic: bool = True
     wait_for_learner: float = 300.0
+    gate: GateMode = "on"
     fine_tuner: str = FINE_TUNER
     learner_config: Path | None = None
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -237,6 +240,7 @@ def graph_parameters(
             "episodes": max(0, config.total - done),
             "exit_when_done": True,
             "deterministic": config.deterministic,
+            "gate": config.gate,
             "episodes_per_round": config.episodes_per_round if config.learner else 0,
             "wait_for_learner": float(config.wait_for_learner if config.learner else 0.0),
         },

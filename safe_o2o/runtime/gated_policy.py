@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from safe_o2o.runtime.actors import PREVIOUS_ACTION
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from safe_o2o.safety.gate_file import GateFile, has_gate, read_gate
-from safe_o2o.safety.reachability_gate import GateDecision, GateReading, ReachabilityGate
+from safe_o2o.safety.reachability_gate import (
+    GateDecision,
+    GateMode,
+    GateReading,
+    ReachabilityGate,
+)
 from safe_o2o.spaces import Spec
 from safe_o2o.types import Array, Observation
 
-GateMode = Literal["on", "shadow", "off"]
 _MEMORY = "gate"
 
 
@@ -99,7 +103,7 @@ def load_policy(
         directory: the bundle.
         expect: see `OnnxPolicy.load`.
         seed: see `OnnxPolicy.load`.
-        gate: `on`; `shadow` lets it decide and do nothing; `off` leaves it out, calibrated or not.
+        gate: see `GateMode`.
 
     Raises:
         BundleError: see `OnnxPolicy.load`; or the gate has no thresholds, or another graph's.

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from safe_o2o.bundle import MANIFEST, POINTER, current
 from safe_o2o.errors import BundleError, SafeO2OError
-from safe_o2o.runtime.gated_policy import GateMode, load_policy
+from safe_o2o.runtime.gated_policy import load_policy
+from safe_o2o.safety.reachability_gate import GateMode
 from safe_o2o.spaces import Spec
 
 

@@ -20,6 +20,9 @@ from safe_o2o.config import require_positive
 from safe_o2o.errors import ConfigError
 from safe_o2o.types import Array, GateState
 
+GateMode = Literal["on", "shadow", "off"]
+"""`shadow` decides and lets everything pass; `off` leaves the gate out, calibrated or not."""
+
 
 @dataclass(frozen=True)
 class GateConfig:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -26,6 +26,7 @@ from safe_o2o.runtime.actors import with_executed
 from safe_o2o.runtime.cartesian import CartesianDelta
 from safe_o2o.runtime.live_policy import LivePolicy
 from safe_o2o.runtime.rounds import count_episodes
+from safe_o2o.safety.reachability_gate import GateMode
 from safe_o2o.spaces import Spec
 from safe_o2o.types import STALLED, RobotState
 from safe_o2o_ros import qos
@@ -71,12 +72,15 @@ class PolicyNodeConfig:
     episodes_per_round: int = setting(0, "episodes between two looks at the learner; 0 never waits")
     wait_for_learner: float = setting(0.0, "longest wait for the learner after a round, s")
     deterministic: bool = setting(True, "mean action; false adds the policy's own noise")
+    gate: str = setting("on", "the bundle's reachability gate: on, shadow (decides only) or off")
     recorder: bool = setting(True, "wait for the recorder before the first decision")
     exit_when_done: bool = setting(False, "end the process after the last episode")
 
     def __post_init__(self) -> None:
         if not self.bundles:
             raise ConfigError("is needed", where="bundles")
+        if self.gate not in get_args(GateMode):
+            raise ConfigError(f"must be on, shadow or off, got {self.gate!r}", where="gate")
         for name in ("episodes", "episodes_per_round", "wait_for_learner"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"must be 0 or more, got {getattr(self, name)}", where=name)
@@ -110,7 +114,7 @@ class PolicyNode(GuardedNode):
 
     def on_start(self) -> None:
         """Load and warm up the policy; subscribe."""
-        self.live = LivePolicy(self.config.bundles)
+        self.live = LivePolicy(self.config.bundles, gate=cast(GateMode, self.config.gate))
         self._matcher = StampMatcher(("measured", "command", "image", "status"), anchor="status")
         self._proposals = self.create_publisher(JointTrajectory, "proposals", qos.COMMAND)
         self._outputs = self.create_publisher(DiagnosticArray, "policy_output", qos.LOGGED)
