@@ -103,7 +103,7 @@ def interval_dots(
             color=colour("pass"),
             fontsize=SMALL,
         )
-    _outside(axes, title, (0, 1), (-122, 14), ink="ink", size=NORMAL, weight="bold")
+    outside(axes, title, (0, 1), (-122, 14), ink="ink", size=NORMAL, weight="bold")
     for y, row in enumerate(rows):
         tint, value = colour(row.role), row.interval
         axes.plot([value.low, value.high], [y, y], color=tint, linewidth=5, alpha=0.35)
@@ -168,8 +168,8 @@ def curve(name: str, title: str, line: Line, label: str, *, role: str = "policy"
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(_steps))
     gridlines(axes, "y")
-    _outside(axes, title, (0, 1), (-52, 12), ink="ink", size=NORMAL, weight="bold")
-    _outside(axes, "updates", (1, 0), (40, -18), ink="muted", size=9, ha="right", va="top")
+    outside(axes, title, (0, 1), (-52, 12), ink="ink", size=NORMAL, weight="bold")
+    outside(axes, "updates", (1, 0), (40, -18), ink="muted", size=9, ha="right", va="top")
     axes.annotate(
         compact(float(line.median[-1])),
         (line.step[-1], line.median[-1]),
@@ -211,8 +211,8 @@ def rounds(
     for i, flag in enumerate(promoted):
         if flag:
             axes.plot(i + 0.5, -0.055, "^", color=colour("finetuned"), ms=6, clip_on=False)
-    _outside(axes, title, (0, 1), (-48, 16), ink="ink", size=NORMAL, weight="bold")
-    _outside(axes, "round of episodes", (0.5, 0), (0, -36), ink="muted", size=SMALL, ha="center")
+    outside(axes, title, (0, 1), (-48, 16), ink="ink", size=NORMAL, weight="bold")
+    outside(axes, "round of episodes", (0.5, 0), (0, -36), ink="muted", size=SMALL, ha="center")
     axes.annotate(
         percent(value[-1]),
         (count - 1, value[-1]),
@@ -252,10 +252,10 @@ def verdict_bars(name: str, rows: Sequence[tuple[str, Mapping[str, float]]], lab
                     fontweight="bold",
                 )
             start += width
-        _outside(axes, text, (0, y), (-230, 0), ink="ink", size=NORMAL, va="center", y="data")
+        outside(axes, text, (0, y), (-230, 0), ink="ink", size=NORMAL, va="center", y="data")
     for i, verdict in enumerate(VERDICTS):
-        _outside(axes, "■", (0, 1), (110 * i, 10), ink=verdict, size=13)
-        _outside(axes, _PAST[verdict], (0, 1), (110 * i + 16, 10), ink="ink", size=SMALL)
+        outside(axes, "■", (0, 1), (110 * i, 10), ink=verdict, size=13)
+        outside(axes, _PAST[verdict], (0, 1), (110 * i + 16, 10), ink="ink", size=SMALL)
     return to_svg(figure, name, label)
 
 
@@ -278,7 +278,7 @@ def bars(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: compact(x)))
     gridlines(axes, "x")
     for y, (text, value, note) in enumerate(rows):
-        _outside(axes, text, (0, y), (-left, 0), ink="ink", size=NORMAL, va="center", y="data")
+        outside(axes, text, (0, y), (-left, 0), ink="ink", size=NORMAL, va="center", y="data")
         axes.annotate(
             note,
             (value, y),
@@ -289,7 +289,7 @@ def bars(
             fontsize=SMALL,
             annotation_clip=False,
         )
-    _outside(axes, unit, (1, 0), (80, -16), ink="muted", size=SMALL, ha="right", va="top")
+    outside(axes, unit, (1, 0), (80, -16), ink="muted", size=SMALL, ha="right", va="top")
     return to_svg(figure, name, label)
 
 
@@ -314,10 +314,8 @@ def margin_histogram(name: str, margin: Array, verdict: Array, label: str) -> st
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: percent(y)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".replace("-", "\u2212")))
     gridlines(axes, "y")
-    _outside(
-        axes, "share of policy steps", (0, 1), (-54, 14), ink="ink", size=NORMAL, weight="bold"
-    )
-    _outside(
+    outside(axes, "share of policy steps", (0, 1), (-54, 14), ink="ink", size=NORMAL, weight="bold")
+    outside(
         axes,
         "margin left of the tightest limit (share of its range)",
         (0.5, 0),
@@ -354,8 +352,8 @@ def latency_strip(
         axes.plot(p50, y, "o", color=tint, markersize=7)
         axes.plot(p99, y, "|", color=tint, markersize=13, markeredgewidth=2.2)
         axes.plot(row.get("max_ms", p99), y, "x", color=colour("muted"), ms=6, mew=1.4)
-        _outside(axes, text, (0, y), (-150, 0), ink="ink", size=NORMAL, va="center", y="data")
-        _outside(
+        outside(axes, text, (0, y), (-150, 0), ink="ink", size=NORMAL, va="center", y="data")
+        outside(
             axes, f"{compact(p99)} ms", (1, y), (76, 0), ink="policy", size=NORMAL, ha="right",
             va="center", y="data",
         )  # fmt: skip
@@ -371,12 +369,12 @@ def latency_strip(
             color=colour("muted"),
             fontsize=SMALL,
         )
-    _outside(axes, "milliseconds (log)", (0.5, 0), (0, -32), ink="muted", size=SMALL, ha="center")
-    _outside(axes, "p99", (1, 1), (76, 6), ink="policy", size=SMALL, ha="right")
+    outside(axes, "milliseconds (log)", (0.5, 0), (0, -32), ink="muted", size=SMALL, ha="center")
+    outside(axes, "p99", (1, 1), (76, 6), ink="policy", size=SMALL, ha="right")
     return to_svg(figure, name, label)
 
 
-def _outside(
+def outside(
     axes: Axes,
     text: str,
     at: tuple[float, float],
@@ -389,6 +387,7 @@ def _outside(
     va: str = "baseline",
     y: str = "axes fraction",
 ) -> None:
+    """Text beside the axes: at a place in their fractions (or data, along y), moved by points."""
     axes.annotate(
         text,
         at,

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from safe_o2o.errors import DataError
 from safe_o2o.files import storage_error, write_atomic
 from safe_o2o.report import episodes as ep
-from safe_o2o.report import films, process, provenance, results, training
+from safe_o2o.report import films, gate, process, provenance, results, training
 from safe_o2o.report.blocks import Section
 from safe_o2o.report.closeup import CloseUp
 from safe_o2o.report.run_files import RunFiles
@@ -77,6 +77,7 @@ def _page(run_dir: Path, make: films.Make) -> str:
     realtime, lines = ep.load(files, "realtime/online"), files.episode_lines()
     rounds = ep.rounds(online, files.rounds(), lines)
     actors = results.cast(files.actors())
+    bundles = files.bundles()
     filmed = _films(offline, rounds, make, lines)
 
     sections = [
@@ -90,7 +91,8 @@ def _page(run_dir: Path, make: films.Make) -> str:
             actors,
             command("finetune" if online else "collect"),
         ),
-        process.bundles(files.bundles(), command("export")),
+        process.bundles(bundles, command("export")),
+        *gate.gate(bundles, command("calibrate")),
         process.latency(*_latency(files), _control_period(facts), command("deploy")),
     ]
     step, checkpoint = files.checkpoint_sha256()

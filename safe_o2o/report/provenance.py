@@ -121,6 +121,7 @@ def stage_command(facts: Mapping[str, Any], run: str) -> Callable[[str], str]:
         "train": f"safe-o2o train fosp --data {run}/dataset --out {run}/checkpoints",
         "evaluate": f"safe-o2o evaluate {run}/checkpoints mixture random --out {run}",
         "export": f"safe-o2o export {run}/checkpoints --data {run}/dataset --out {run}/bundles",
+        "calibrate": f"safe-o2o calibrate {run}/bundles --data {run}/calibration",
         "deploy": f"safe-o2o deploy --run {run}",
         "finetune": f"safe-o2o finetune --run {run}",
         "demo": str(facts.get("command") or f"safe-o2o demo --out {run}"),

@@ -182,7 +182,10 @@ class RunFiles:
         return [{**entry, "index": number} for number, entry in sorted(found.items())]
 
     def bundles(self) -> list[dict[str, Any]]:
-        """Manifests of `<run>/bundles/v*`, each with its folder's `name` and if it is `live`."""
+        """Manifests of `<run>/bundles/v*`, each with its folder's `name` and if it is `live`.
+
+        And with its `gate`: the thresholds of its reachability gate, where there are any.
+        """
         folder = self.run_dir / "bundles"
         try:
             pointer = bundle.current(folder)
@@ -195,7 +198,9 @@ class RunFiles:
             manifest = self.read_json(path)
             if isinstance(manifest, dict):
                 name = path.parent.name
-                found.append({**manifest, "name": name, "live": name == live})
+                entry = {**manifest, "name": name, "live": name == live}
+                gate = self.read_json(path.parent / "gate.json")
+                found.append(entry | ({"gate": gate} if isinstance(gate, dict) else {}))
         return found
 
     def checkpoint_sha256(self) -> tuple[str, str]:

@@ -32,6 +32,8 @@ from safe_o2o.types import Array
 
 NEVER = GateThresholds(risk_on=inf, risk_off=inf, disagreement=inf, surprise=inf)
 """Nothing is above these: the gate scores and lets everything pass."""
+LEADS = 10
+"""Steps before a violation up to which it is told how many were alarmed that early."""
 Progress = Callable[[int, int], None]
 
 
@@ -170,6 +172,10 @@ def calibrate(
         **settings.to_json(found),
         "t_max": max(len(entry.scores[names[0]]) for entry in safe),
         "late": int((missed <= found.theta).sum()),
+        "detected_by_lead": [
+            sum(largest(rank, entry.up_to(lead)) > found.theta for entry in violating)
+            for lead in range(1, LEADS + 1)
+        ],
         "fit_episodes": [entry.episode for entry in fit],
         "safe_episodes": [entry.episode for entry in rest],
         "violating_episodes": [entry.episode for entry in violating],

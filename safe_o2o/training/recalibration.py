@@ -93,6 +93,7 @@ def recalibrate(candidate: str | Path, previous: GateFile, episodes: Sequence[Ep
         "violating_episodes": [],
         "violating_scores": [],
         "late": 0,
+        "detected_by_lead": [],
     }
     assert isinstance(limits, GateThresholds)
     return GateFile(policy.manifest.graph_sha256, limits, previous.config, said)
