@@ -143,15 +143,13 @@ def _histogram(safe: np.ndarray, missed: np.ndarray, theta: float) -> str:
             continue
         count, _ = np.histogram(np.clip(values, edges[0], edges[-1] - 1e-9), edges)
         axes.bar(
-            edges[:-1], sign * count / len(values), np.diff(edges), align="edge",
+            edges[:-1], sign * count / count.max(), np.diff(edges), align="edge",
             color=colour(role), linewidth=0.6, edgecolor=colour("card"),
         )  # fmt: skip
     axes.axhline(0.0, color=colour("muted"), linewidth=0.8)
     axes.axvline(min(theta, float(edges[-1])), color=colour("stopped"), linewidth=1.6)
     axes.set_xlim(edges[0], edges[-1])
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: percent(abs(y))))
-    gridlines(axes, "y")
+    axes.set_yticks([])  # each kind by itself: the violating ones all lie in a bar or two
     outside(axes, "safe above, violating below", (0, 1), (-54, 14), ink="ink", size=NORMAL,
             weight="bold")  # fmt: skip
     outside(axes, "rank of the largest score (beyond all seen: above 1)", (0.5, 0), (0, -34),
