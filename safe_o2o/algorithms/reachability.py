@@ -263,9 +263,10 @@ class Reachability:
         if batch.index is None:
             return torch.ones(self.config.predictors, len(batch), device=self.device)
         number = (batch.index.episode + 7919 * batch.index.origin).to(self.device)
-        mixed = (number * 2_654_435_761 + (members + 1) * 40_503_961) % 4_294_967_296
-        mixed = (mixed * 2_246_822_519 + (mixed >> 13)) % 4_294_967_296
-        return (mixed < self.config.predictor_share * 4_294_967_296).float()
+        mixed = number * self.config.predictors + members
+        for _ in range(3):  # an integer hash: neighbours have nothing in common
+            mixed = ((mixed ^ (mixed >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+        return (mixed < self.config.predictor_share * 0xFFFFFFFF).float()
 
     def _separate(self, after: Tensor, violated: Tensor, metrics: dict[str, Tensor]) -> None:
         """The margin's step, on as many safe states as failed ones."""
