@@ -12,7 +12,10 @@ from safe_o2o.cli.parse import parse, take_name, take_value, with_field
 from safe_o2o.training.group import is_first
 from safe_o2o.training.offline import OfflineConfig, OfflineReport, train_offline
 
-SHOWN = ("model/loss", "critic/reward", "reach/p", "actor/weighted_error")
+SHOWN = (
+    *("model/loss", "critic/reward", "reach/p", "actor/weighted_error"),
+    *("critic/loss", "critic/risk", "predictor/loss"),  # of the gate's heads
+)
 
 
 @dataclass(frozen=True)
