@@ -144,5 +144,6 @@ def describe(made: Calibrated) -> str:
         )
     if not made.gate.calibrated:
         speed = made.gate.thresholds.speed
-        lines.append(f"not calibrated on both sides: the arm is held to {speed:g} of its speed")
+        held = f"the arm is held to {speed:g} of its speed" if speed < 1.0 else "at full speed"
+        lines.append(f"not calibrated on both sides: {held}")
     return "\n".join(lines)
