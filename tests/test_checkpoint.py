@@ -167,6 +167,22 @@ def test_another_algorithm_config_or_spec_is_named(tmp_path: Path) -> None:
     assert checkpoint.load(path, tuples) == {"a": 1}
 
 
+def test_a_setting_that_its_version_did_not_have_counts_as_the_default(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, {"a": 1}, META, step=1)
+    grown = {**META.config, "wide": True, "part": {"new": 2.0}}
+    other = checkpoint.Meta("fosp", grown, META.spec)
+    defaults = {"seed": 0, "wide": True, "part": {"new": 2.0}, "unused": ()}
+    with pytest.raises(CheckpointError, match=r"config\.unused"):  # this run does not have it
+        checkpoint.load(path, other, defaults)
+    del defaults["unused"]
+    assert checkpoint.load(path, other, defaults) == {"a": 1}
+    with pytest.raises(CheckpointError, match=r"config\.wide None"):
+        checkpoint.load(path, other)
+    changed = checkpoint.Meta("fosp", {**grown, "part": {"new": 3.0}}, META.spec)
+    with pytest.raises(CheckpointError, match=r"config\.part\.new 2\.0, this run has 3\.0"):
+        checkpoint.load(path, changed, defaults)
+
+
 def test_no_damaged_byte_passes_and_none_gives_a_traceback(tmp_path: Path) -> None:
     good = checkpoint.save(tmp_path, {"w": torch.arange(16.0), "n": 12, "x": 0.25}, META, step=1)
     data = good.read_bytes()

@@ -38,11 +38,18 @@ from tests.synthetic import SPEC, sequence_batch
 
 
 def fill(
-    directory: Path, episodes: int, seed: int, length: int = 12, costly: float = 0.1
+    directory: Path,
+    episodes: int,
+    seed: int,
+    length: int = 12,
+    costly: float = 0.1,
+    every: int = 2,
+    number_of_round: int | None = None,
 ) -> Dataset:
-    """Random episodes; even numbers end with reward, odd ones are cut off."""
-    dataset = Dataset.create(directory, SPEC, task="safe_reach")
+    """Random episodes; one in `every` ends with reward, the others are cut off."""
+    dataset = Dataset.create(directory, SPEC, task="safe_reach", exist_ok=True)
     generator = np.random.default_rng(seed)
+    provenance = {} if number_of_round is None else {"round": number_of_round}
 
     def obs() -> dict[str, np.ndarray]:
         return {
@@ -51,7 +58,7 @@ def fill(
         }
 
     for number in range(episodes):
-        good = number % 2 == 0
+        good = number % every == 0
         transitions = [
             Transition(
                 obs=obs(),
@@ -65,7 +72,8 @@ def fill(
             )
             for t in range(length)
         ]
-        dataset.append(transitions, obs(), 0.2 * length, EpisodeMeta("safe_reach", seed=number))
+        meta = EpisodeMeta("safe_reach", seed=number, provenance=provenance)
+        dataset.append(transitions, obs(), 0.2 * length, meta)
     return dataset
 
 
@@ -88,6 +96,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle.set_current(run / "bundles", "v000001")
     fill(run / "online", 10, seed=1)
     return run
+
+
+def test_what_succeeded_without_a_violation_leaves_the_policy_as_it_is(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "online")
+    fill(copy / "online", 10, seed=2, costly=0.0, every=1, number_of_round=0)
+    tuner = FineTuner(copy, WIDE)
+    said = tuner.round(0)
+    assert isinstance(said, str) and "all 10 episodes succeeded without a violation" in said
+    assert not list((copy / "bundles").glob("v000002")) and tuner.algorithm.online_step == 0
+    assert tuner.round(0) == said  # noted as done
+    fill(copy / "online", 10, seed=3, number_of_round=1)
+    resumed = FineTuner(copy, WIDE)
+    assert resumed.rounds == 1
+    assert isinstance(resumed.round(1), Path) and resumed.algorithm.online_step > 0
+    fill(copy / "online", 10, seed=4, costly=0.0, every=1, number_of_round=2)
+    assert isinstance(resumed.round(2), str)  # and so later on
+    resumed.config = replace(WIDE, always=True)
+    fill(copy / "online", 10, seed=5, costly=0.0, every=1, number_of_round=3)
+    assert isinstance(resumed.round(3), Path)
 
 
 def test_only_rewarded_futures_are_imitated_online() -> None:

@@ -30,6 +30,7 @@ from safe_o2o.runtime.rollout import rollout
 from safe_o2o.safety.calibration import CalibrationError
 from safe_o2o.safety.gate_file import GATE, GateFile, read_gate, write_gate
 from safe_o2o.safety.reachability_gate import GateConfig, GateThresholds
+from safe_o2o.training.evaluate import summarize
 from safe_o2o.types import GateState, Source
 from tests.data_fakes import LineEnv, make_dataset
 from tests.test_latents import save
@@ -219,6 +220,8 @@ def test_what_the_gate_did_is_recorded_and_a_stall_ends_the_episode(
     assert np.abs(episode.array("proposed_action")).max() > 0.0  # what the policy wanted
     assert bool(episode.array("truncated")[-1]) and episode.reasons[-1] == "gate_stalled"
     assert type(summary).from_episode(episode) == summary
+    told = summarize([summary])["gate"]
+    assert told["brake"] == 1.0 and told["stalled"]["rate"] == told["intervened"]["rate"] == 1.0
     again = [t.gate for t in episode.transitions()]
     assert again == [GateState.BRAKE] * 6
 

@@ -21,19 +21,10 @@ from safe_o2o.runtime.gate_calibration import CalibrationConfig, calibrate, trac
 from safe_o2o.runtime.gated_policy import GatedPolicy, load_policy
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from safe_o2o.safety.gate_file import GATE, GateFile, read_gate, write_gate
-from safe_o2o.training.finetune import FineTuner, FineTunerConfig
+from safe_o2o.training.finetune import FineTuner
 from safe_o2o.training.offline import OfflineConfig, train_offline
-from safe_o2o.training.promotion import PromotionConfig
 from safe_o2o.training.recalibration import newest_safe
-from tests.test_finetune import fill
-
-LENIENT = FineTunerConfig(
-    updates_per_round=1,
-    promotion=PromotionConfig(
-        min_steps=1, max_disagreement=10.0, max_risk_increase=10.0, max_cost_increase=1e6,
-        latency_share=1.0,
-    ),
-)  # fmt: skip
+from tests.test_finetune import WIDE, fill
 
 
 def read(directory: Path) -> GateFile:
@@ -75,7 +66,7 @@ def run(original: Path, tmp_path: Path) -> Path:
 
 def test_each_promoted_bundle_has_thresholds_of_its_own_and_takes_no_others(run: Path) -> None:
     old = run / "bundles" / "v000001"
-    tuner, before = FineTuner(run, LENIENT), read(old)
+    tuner, before = FineTuner(run, WIDE), read(old)
     for number in range(2):
         made = tuner.round(number)
         assert isinstance(made, Path), made
@@ -103,7 +94,7 @@ def test_each_promoted_bundle_has_thresholds_of_its_own_and_takes_no_others(run:
 def test_without_enough_safe_episodes_the_bundle_does_not_go_live(run: Path) -> None:
     for episode in list(Dataset(run / "calibration"))[:100]:
         episode.path.unlink()
-    said = FineTuner(run, LENIENT).round(0)
+    said = FineTuner(run, WIDE).round(0)
     assert isinstance(said, str) and "gate: " in said and "needs 100" in said
     pointer = bundle.current(run / "bundles")
     assert pointer is not None and pointer.directory.name == "v000001"
@@ -113,7 +104,7 @@ def test_without_enough_safe_episodes_the_bundle_does_not_go_live(run: Path) -> 
 def test_heads_that_are_gone_are_told_before_anything_is_trained(run: Path) -> None:
     shutil.rmtree(run / "gate")
     with pytest.raises(CheckpointError, match="no heads for the gate"):
-        FineTuner(run, LENIENT)
+        FineTuner(run, WIDE)
 
 
 def test_the_newest_safe_episodes_count(run: Path, tmp_path: Path) -> None:

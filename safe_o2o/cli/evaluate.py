@@ -152,8 +152,12 @@ def describe(result: Mapping[str, Any]) -> str:
         low, high = 100 * found["low"], 100 * found["high"]
         return f"{key} {100 * found['rate']:.1f} % [{low:.1f}, {high:.1f}]"
 
-    return (
+    line = (
         f"{result['name']}: {rate('success')}, {rate('violation')}, "
         f"return {result['return']['mean']:.2f}, cost {result['cost']['mean']:.2f}, "
         f"n = {result['n']}, {result['variant']}"
     )
+    if "gate" in result:
+        held, stalled = (100 * result["gate"][key]["rate"] for key in ("intervened", "stalled"))
+        line += f"; gate: stepped in in {held:.1f} % of the episodes, stalled {stalled:.1f} %"
+    return line

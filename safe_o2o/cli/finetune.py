@@ -93,7 +93,8 @@ def describe(report: DeployReport, size: int) -> list[str]:
         )
         if number < len(report.rounds):
             result = report.rounds[number]
-            line += f" -> {result.bundle or 'refused: ' + result.refusal} ({result.seconds:.0f} s)"
+            became = result.bundle or f"no new bundle: {result.refusal}"
+            line += f" -> {became} ({result.seconds:.0f} s)"
         lines.append(line)
     if report.learner_restarts:
         again = "once" if report.learner_restarts == 1 else f"{report.learner_restarts} times"

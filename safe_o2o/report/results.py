@@ -310,6 +310,8 @@ def online(rounds: Sequence[Round], speed: float | None, command: str) -> Sectio
     rows = []
     for entry in rounds:
         went = {None: "–", True: "✓ promoted", False: "✗ refused"}[entry.promoted]
+        if entry.promoted is False and not entry.candidate:  # none was made
+            went = "– unchanged"
         rows.append(
             (
                 str(entry.number),

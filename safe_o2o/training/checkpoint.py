@@ -108,12 +108,15 @@ def save(
     return path
 
 
-def load(path: str | Path, expect: Meta | None = None) -> dict[str, Any]:
+def load(
+    path: str | Path, expect: Meta | None = None, defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Read a checkpoint back: same types, same bits; tensors on the CPU.
 
     Args:
         path: a checkpoint, or a folder for its newest one.
         expect: whose state it has to be; None accepts any.
+        defaults: what a setting counts as that the checkpoint's version did not have yet.
 
     Raises:
         CheckpointError: missing, damaged, of another schema version, algorithm, config or spec.
@@ -122,7 +125,8 @@ def load(path: str | Path, expect: Meta | None = None) -> dict[str, Any]:
     data = _read(path)
     raw = _header(path, data)
     if expect is not None:
-        _require_same(path, raw, asdict(expect))
+        known = {**raw, "config": _filled(raw["config"], defaults or {})}
+        _require_same(path, known, asdict(expect))
     try:
         tensors = load_tensors(data)
         if _digest(raw, tensors) != raw["sha256"]:
@@ -297,6 +301,15 @@ def _require_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
                 where=path,
                 todo="train into another folder, or use the same settings and data",
             )
+
+
+def _filled(settings: Any, defaults: Any) -> Any:
+    """Settings with those that are missing, at any depth."""
+    if not (isinstance(settings, dict) and isinstance(defaults, Mapping)):
+        return settings
+    added = {name: value for name, value in defaults.items() if name not in settings}
+    kept = {name: _filled(value, defaults.get(name)) for name, value in settings.items()}
+    return {**kept, **json.loads(_canonical(added))}
 
 
 def _difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] | None:

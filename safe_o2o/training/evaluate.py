@@ -11,7 +11,7 @@ import numpy as np
 from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import DataError
 from safe_o2o.intervals import bootstrap_mean, wilson
-from safe_o2o.types import Verdict
+from safe_o2o.types import GateState, Verdict
 
 
 def summarize(episodes: Sequence[EpisodeSummary]) -> dict[str, Any]:
@@ -25,8 +25,10 @@ def summarize(episodes: Sequence[EpisodeSummary]) -> dict[str, Any]:
         deviation and a 95 % bootstrap interval of the mean; `success`, `violation`:
         `{count, rate, low, high}` with Wilson's 95 % interval; `filter`: shares of all steps by
         verdict, `reasons` (shares by reason), `intervened` (rate of episodes with any correction or
-        stop, with interval), `margin_min`; `timings`: `{n, p50_ms, p99_ms, max_ms}` by stage.
-        An end that one episode cannot tell is None.
+        stop, with interval), `margin_min`; `timings`: `{n, p50_ms, p99_ms, max_ms}` by stage;
+        where a reachability gate acted, `gate`: shares of its steps by what it did, `intervened`,
+        and `stalled`, the rate of episodes that were given up for it. An end that one episode
+        cannot tell is None.
 
     Raises:
         DataError: there is no episode.
@@ -56,6 +58,7 @@ def summarize(episodes: Sequence[EpisodeSummary]) -> dict[str, Any]:
             "margin_min": min(episode.margin for episode in episodes),
         },
         "timings": _timings(episodes),
+        **_gate(episodes),
     }
 
 
@@ -67,6 +70,24 @@ def summarize_by_behavior(episodes: Sequence[EpisodeSummary]) -> dict[str, dict[
         for name in names
     }
     return {**parts, "all": summarize(episodes)}
+
+
+def _gate(episodes: Sequence[EpisodeSummary]) -> dict[str, Any]:
+    gated = [episode for episode in episodes if episode.gate]
+    if not gated:
+        return {}
+    states: Counter[str] = Counter()
+    for episode in gated:
+        states.update(episode.gate)
+    steps = sum(states.values())
+    held = sum(episode.gate["pass"] < sum(episode.gate.values()) for episode in gated)
+    return {
+        "gate": {
+            **{name: states[name] / steps for name in (kind.name.lower() for kind in GateState)},
+            "intervened": _rate(held, len(gated)),
+            "stalled": _rate(sum(episode.stalled for episode in gated), len(gated)),
+        }
+    }
 
 
 def _mean(values: Sequence[float]) -> dict[str, float | None]:

@@ -54,6 +54,8 @@ class FineTunerConfig:
     """share of every batch that comes from online episodes"""
     threads: int = 0
     """threads of PyTorch; 0 leaves its default"""
+    always: bool = False
+    """train after rounds whose episodes all succeeded without a violation, too"""
     promotion: PromotionConfig = field(default_factory=PromotionConfig)
 
     def __post_init__(self) -> None:
@@ -197,16 +199,34 @@ class FineTuner:
             index: number of the round; one that was finished before is not run again.
             progress: called with (updates done, updates of this round).
 
+        A round whose episodes all succeeded without a violation leaves the policy as it is: what
+        imitates them can only become more like itself, give or take noise.
+
         Returns:
-            The promoted bundle, or a line that says why it was refused.
+            The promoted bundle, or a line that says why there is none.
         """
         done = self._report_path(index)
         if index < self.rounds and done.exists():
             report = RoundReport(**json.loads(done.read_bytes()))
+        elif (nothing := self._nothing_to_learn(index)) and not self.config.always:
+            step = self.algorithm.online_step
+            report = self._close(index, RoundReport("", False, [], nothing, step, {}))
         else:
             report = self._train_round(index, progress)
         bundles = self.run_dir / "bundles"
         return bundles / report.bundle if report.promoted else report.refusal
+
+    def _nothing_to_learn(self, index: int) -> str:
+        """Why a round needs no training, `""` where it does."""
+        mine = [
+            episode
+            for episode in Dataset(self.run_dir / "online")
+            if episode.meta.provenance.get("round", index) == index
+        ]
+        taught = [e for e in mine if not e.success or bool((e.array("cost") > 0).any())]
+        if not mine or taught:
+            return ""
+        return f"all {len(mine)} episodes succeeded without a violation: nothing to learn from them"
 
     def _report_path(self, index: int) -> Path:
         return self.folder / f"round_{index:03d}.json"
@@ -224,16 +244,23 @@ class FineTuner:
                 log.append(algorithm.online_step, rows[-1])
                 if progress is not None:
                     progress(update + 1, warmup + total)
-        self.rounds, self._state = index + 1, mixture.state_dict()
-        report = self._hand_over(index, {k: float(np.mean([r[k] for r in rows])) for k in rows[0]})
+        self._state = mixture.state_dict()
+        metrics = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        return self._close(index, self._hand_over(index, metrics))
+
+    def _close(self, index: int, report: RoundReport) -> RoundReport:
+        """Note a round as done."""
+        self.rounds = index + 1
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self._report_path(index), json.dumps(asdict(report), indent=1).encode())
         state = {
-            "algorithm": algorithm.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
             "mixture": self._state,
             "rounds": self.rounds,
         }
         # The checkpoint comes last: a round counts as done only when its bundle is decided.
-        checkpoint.save(self.folder, state, self.meta, step=algorithm.online_step, keep=2)
+        step = self.algorithm.online_step
+        checkpoint.save(self.folder, state, self.meta, step=step, keep=2)
         return report
 
     def _held_out(self) -> list[Episode]:

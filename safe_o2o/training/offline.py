@@ -173,7 +173,8 @@ def _train(
     recent: list[dict[str, float]] = []  # metrics since the last line of the log
     newest = checkpoint.latest(out)
     if newest is not None:
-        state = checkpoint.load(newest, expect=meta)
+        defaults = settings.to_json(type(config)())
+        state = checkpoint.load(newest, expect=meta, defaults=defaults)
         algorithm.load_state_dict(state["algorithm"])
         replay.load_state_dict(state["replay"])
         recent = state["rows"]

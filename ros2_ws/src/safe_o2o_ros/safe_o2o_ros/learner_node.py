@@ -78,7 +78,7 @@ class LearnerNode(GuardedNode):
         done = self.runner.done if self.runner else []
         values = {"state": self.state, "rounds": len(done)}
         if done:
-            values |= {"bundle": done[-1].bundle or "refused", "refusal": done[-1].refusal}
+            values |= {"bundle": done[-1].bundle or "none", "refusal": done[-1].refusal}
         return (ERROR if self.state == "failed" else OK), self.failure or self.state, values
 
     def _learn(self) -> None:
@@ -95,7 +95,7 @@ class LearnerNode(GuardedNode):
                     continue
                 self.state = f"training round {index}"
                 result = runner.run(index)
-                text = result.bundle or f"refused: {result.refusal}"
+                text = result.bundle or f"no new bundle: {result.refusal}"
                 self.get_logger().info(f"round {index}: {text} ({result.seconds:.1f} s)")
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
