@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -98,6 +100,22 @@ def test_a_death_is_reported_once_with_its_last_words(package) -> None:
         with pytest.raises(DeploymentError, match=r"dying ended with code 1: no camera found"):
             running.require("dying")
         assert running.wait(0.05) is None
+
+
+def test_a_death_is_noticed_beside_a_thousand_open_files(package) -> None:
+    """A process that has a dataset mapped has descriptors beyond what `select` takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.skip(f"this machine allows {hard} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with group(package, "dying") as running:
+            assert running.wait(15.0) == "dying"
+    finally:
+        for descriptor in many:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_node_reads_its_own_parameters_from_one_block(package) -> None:

@@ -199,8 +199,12 @@ class ProcessGroup:
 
         A node is reported once.
         """
-        ready, _, _ = select.select(list(self._descriptors), [], [], timeout)
-        for descriptor in ready:
+        # Not `select`: it takes no descriptor above 1023, and a process that has many episodes
+        # mapped has those.
+        poll = select.poll()
+        for descriptor in self._descriptors:
+            poll.register(descriptor, select.POLLIN)
+        for descriptor, _ in poll.poll(1e3 * timeout):
             name = self._descriptors.pop(descriptor)
             os.close(descriptor)
             self.processes[name].wait()
