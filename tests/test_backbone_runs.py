@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from safe_o2o import bundle, catalog
-from safe_o2o.cli.actors import load_algorithm
 from safe_o2o.cli.main import main
 from safe_o2o.errors import CheckpointError
 from safe_o2o.training import checkpoint
 from safe_o2o.training.finetune import FineTuner, FineTunerConfig
 from safe_o2o.training.offline import OfflineConfig, train_offline
 from safe_o2o.training.promotion import PromotionConfig
+from safe_o2o.training.restore import load_algorithm
 from tests.small_backbone import LINE, config, weights, weights_file
 from tests.test_algorithm_contract import require_same_state
 from tests.test_finetune import fill

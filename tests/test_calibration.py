@@ -59,6 +59,13 @@ def test_t7_both_sides_agree_or_are_said_not_to() -> None:
     assert few.theta_miss is None and not few.compatible  # unknown is not fine
 
 
+def test_an_alarm_never_ends_above_where_it_begins() -> None:
+    rng = np.random.default_rng(0)
+    for alpha in (0.05, 0.2, 0.4, 0.6, 0.9):
+        found = thresholds(rng.random(50), VIOLATING, alpha=alpha)
+        assert found.theta_off <= found.theta
+
+
 def test_t8_the_largest_score_and_the_two_level_rule() -> None:
     episodes = [(0.1, 0.2, 0.9, 0.3), (0.5, 0.4, 0.2, 0.1), (0.3, 0.3, 0.8, 0.2),
                 (0.6, 0.1, 0.2, 0.7)]  # fmt: skip

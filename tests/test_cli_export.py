@@ -17,6 +17,7 @@ from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.statistics import Statistics
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from safe_o2o.training import checkpoint
+from safe_o2o.training.restore import load_algorithm
 from tests.data_fakes import make_dataset
 
 
@@ -41,7 +42,7 @@ def export(run: Path, out: Path, *more: str) -> int:
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(run: Path) -> None:
-    algorithm = actors.load_algorithm(run / "checkpoints")
+    algorithm = load_algorithm(run / "checkpoints")
     assert algorithm.config.seed == 3  # type: ignore[attr-defined]
     saved = checkpoint.load(run / "checkpoints")["algorithm"]
 
@@ -71,7 +72,7 @@ def test_export_writes_a_live_bundle_that_acts_as_the_checkpoint(
     assert manifest["provenance"]["dataset"] == Dataset(run / "dataset").content_hash()
 
     policy = OnnxPolicy.load(pointer.directory)
-    original = actors.load_algorithm(run / "checkpoints").policy
+    original = load_algorithm(run / "checkpoints").policy
     ours, theirs = policy.initial_carry(1), original.initial_carry(1)
     for t in range(20):
         obs = {name: array[t][None] for name, array in Dataset(run / "dataset")[0].obs.items()}

@@ -15,7 +15,7 @@ import torch
 from safe_o2o.algorithms.gated import CANDIDATES, SAMPLES, GatedExport
 from safe_o2o.algorithms.reachability import Reachability
 from safe_o2o.bundle import read_manifest
-from safe_o2o.cli import actors, main
+from safe_o2o.cli import main
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.episode import EpisodeMeta
 from safe_o2o.data.recorder import DirectRecorder
@@ -31,6 +31,7 @@ from safe_o2o.safety.calibration import CalibrationError
 from safe_o2o.safety.gate_file import GATE, GateFile, read_gate, write_gate
 from safe_o2o.safety.reachability_gate import GateConfig, GateThresholds
 from safe_o2o.training.evaluate import summarize
+from safe_o2o.training.restore import load_algorithm
 from safe_o2o.types import GateState, Source
 from tests.data_fakes import LineEnv, make_dataset
 from tests.test_latents import save
@@ -102,7 +103,7 @@ def test_network_and_graph_say_the_same_of_the_gate(run: Path, bundle: Path) -> 
 
 
 def test_the_decoder_is_asked_on_demand(run: Path) -> None:
-    algorithm, heads = (actors.load_algorithm(run / name) for name in ("model", "heads"))
+    algorithm, heads = (load_algorithm(run / name) for name in ("model", "heads"))
     assert isinstance(heads, Reachability)
     module = GatedExport(
         algorithm.policy.export_module(), heads.heads, reconstruct=True
@@ -113,8 +114,8 @@ def test_the_decoder_is_asked_on_demand(run: Path) -> None:
 
 def test_online_the_gate_goes_on_reading_the_frozen_model(run: Path) -> None:
     """Fine-tuning moves the model; the heads were trained on the states of the frozen one."""
-    algorithm: Any = actors.load_algorithm(run / "model")
-    heads: Any = actors.load_algorithm(run / "heads")
+    algorithm: Any = load_algorithm(run / "model")
+    heads: Any = load_algorithm(run / "heads")
     before = GatedExport(algorithm.policy.export_module(), heads.heads).export_module()
     first = before(*before.example_inputs())
     algorithm.start_online()
@@ -134,7 +135,7 @@ def test_heads_of_another_model_are_refused(
 ) -> None:
     raw = Dataset(run / "raw")
     save(tmp_path / "other", raw, "fosp", "tiny", updates=1)
-    other, heads = actors.load_algorithm(tmp_path / "other"), actors.load_algorithm(run / "heads")
+    other, heads = load_algorithm(tmp_path / "other"), load_algorithm(run / "heads")
     with pytest.raises(CheckpointError, match="another world model"):
         export_algorithm(other, "fosp", tmp_path / "b", raw, gate=heads)  # type: ignore[arg-type]
     line = f"train reachability --preset tiny --data {run}/states --out {tmp_path}/heads"
@@ -226,6 +227,26 @@ def test_what_the_gate_did_is_recorded_and_a_stall_ends_the_episode(
     assert again == [GateState.BRAKE] * 6
 
 
+def test_in_shadow_an_episode_is_the_policys_own(run: Path, bundle: Path, tmp_path: Path) -> None:
+    set_gate(bundle, SHUT, patience=2)
+    env = Line()
+    found = []
+    for mode in ("shadow", "off"):
+        dataset = Dataset.create(tmp_path / mode, env.spec, task="line")
+        actor = PolicyActor(load_policy(bundle, gate=mode), "policy")  # type: ignore[arg-type]
+        rollout(env, actor, 3, DirectRecorder(dataset), meta=EpisodeMeta("line"))
+        dataset.refresh()
+        found.append(dataset[0])
+    shadow, off = found
+    for name in ("action", "proposed_action", "source", "obs.image", "truncated"):
+        np.testing.assert_array_equal(shadow.array(name), off.array(name))
+    assert len(shadow) > 6 and set(shadow.array("source")) == {Source.POLICY}
+    assert set(shadow.gate) == {GateState.PASS} and shadow.reasons == off.reasons
+    live = LivePolicy(bundle, gate="shadow")
+    assert live.provenance["gate"] == "shadow" and len(live.provenance["graph"]) == 64
+    assert LivePolicy(bundle, gate="off").provenance["gate"] == "off"
+
+
 def test_a_replay_scores_what_the_gate_scored_online(
     run: Path, bundle: Path, tmp_path: Path
 ) -> None:
@@ -260,7 +281,7 @@ def made_up(n: int, violating: int, gap: float, seed: int = 0) -> list[Trace]:
         scores = {name: rng.normal(size=20) for name in ("risk", "disagreement", "surprise")}
         if i >= n:
             scores["risk"][12:] += gap
-        found.append(Trace(scores, 15 if i >= n else None, f"{i}", i))
+        found.append(Trace(scores, 15 if i >= n else None, f"{i}"))
     return found
 
 
@@ -299,7 +320,7 @@ def test_a_calibration_that_cannot_keep_both_sides_says_so_and_slows_the_arm() -
 
 def test_an_alarm_counts_while_the_arm_can_still_be_stopped() -> None:
     scores = {"risk": np.arange(10.0)}
-    entry = Trace(scores, 6, "", 0)
+    entry = Trace(scores, 6, "")
     # The action of step 6 is the one that touched: to refuse it is in time for a stop of one step.
     assert entry.up_to(1)["risk"].tolist() == list(range(7))
     assert entry.up_to(3)["risk"].tolist() == list(range(5))
@@ -326,3 +347,10 @@ def test_the_verb_runs_what_is_missing_and_refuses_episodes_of_another_graph(
     words[3] = str(run / "raw")
     assert main.main(words) == 2
     assert "episodes of another bundle" in capsys.readouterr().err
+    # What a deployment with the gate at work recorded is of this graph, and is no calibration.
+    provenance = {"graph": gate.graph_sha256, "gate": "on"}
+    meta = EpisodeMeta("line", seed=1, provenance=provenance)
+    rollout(Line(), PolicyActor(load_policy(bundle)), 1, DirectRecorder(raw), meta=meta, index=500)
+    words[3] = str(tmp_path / "shadow")
+    assert main.main(words) == 2
+    assert "episodes that a gate acted in" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from safe_o2o import bundle, catalog, config
-from safe_o2o.cli import actors, main
+from safe_o2o.cli import main
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.replay import SequenceReplay
 from safe_o2o.data.statistics import Statistics
@@ -19,6 +19,7 @@ from safe_o2o.runtime.actors import with_executed
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from safe_o2o.training import checkpoint
 from safe_o2o.training.latents import LatentDataset, encode, tracker
+from safe_o2o.training.restore import load_algorithm
 from safe_o2o.types import Transition
 from tests.data_fakes import make_dataset, make_transitions
 
@@ -50,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_latents_are_what_the_deployed_policy_carries(run: Path) -> None:
     """Step by step through the policy itself, told what was executed."""
-    policy = actors.load_algorithm(run / "model").policy
+    policy = load_algorithm(run / "model").policy
     module = policy.export_module()  # type: ignore[attr-defined]
     raw, latents = Dataset(run / "raw"), LatentDataset(run / "latents")
     for episode, encoded in zip(raw, latents, strict=True):
@@ -121,7 +122,7 @@ def test_the_pair_is_one_graph_that_acts_as_its_halves(
     assert pointer is not None
     raw = Dataset(run / "raw")
     graph = OnnxPolicy.load(pointer.directory, raw.spec)
-    head = actors.load_algorithm(tmp_path / "head").policy
+    head = load_algorithm(tmp_path / "head").policy
     carry, head_carry = graph.initial_carry(1), head.initial_carry(1)
     for t in range(30):
         obs = {name: array[t][None] for name, array in raw[0].obs.items()}

@@ -208,6 +208,25 @@ def test_in_shadow_everything_is_decided_and_nothing_is_done() -> None:
     one = ReachabilityGate(LIMITS, shadow=True)
     found = one.decide(DEAD_END)
     assert found.state is BRAKE and found.action[0] == np.float32(0.8)
+    assert found.done is PASS and found.shadow
+    # Whoever is not held does not stall.
+    assert not any(one.decide(DEAD_END).stalled for _ in range(100))
+    assert ReachabilityGate(LIMITS).decide(DEAD_END).done is BRAKE
+
+
+def test_every_stop_settles_anew() -> None:
+    """A stop that follows on another is as long as the first, whatever it stops for."""
+    broken = dataclasses.replace(FINE, surprise=float("nan"))
+    for again in (broken, DEAD_END):
+        one = gate(settle=4)
+        assert one.decide(DEAD_END).state is BRAKE
+        assert [one.decide(FINE).state for _ in range(4)] == [BRAKE, BRAKE, BRAKE, PASS]
+        assert one.decide(again).state is BRAKE
+        assert [one.decide(FINE).state for _ in range(4)] == [BRAKE, BRAKE, BRAKE, PASS]
+        assert one.decide(again).state is BRAKE
+        assert one.decide(FINE).state is BRAKE
+        assert one.decide(again).state is BRAKE  # in the middle of settling
+        assert [one.decide(FINE).state for _ in range(4)] == [BRAKE, BRAKE, BRAKE, PASS]
 
 
 def test_a_young_calibration_slows_the_arm_down() -> None:
@@ -215,8 +234,16 @@ def test_a_young_calibration_slows_the_arm_down() -> None:
     assert one.decide(FINE).action[0] == np.float32(0.4)
 
 
+def test_the_stricter_of_two_has_the_lower_of_each() -> None:
+    one = GateThresholds(0.3, 0.1, 2.0, 7.0, recon=4.0, speed=0.5)
+    other = GateThresholds(0.2, 0.15, 3.0, 6.0)
+    for found in (one.stricter(other), other.stricter(one)):
+        assert found == GateThresholds(0.2, 0.1, 2.0, 6.0, recon=None, speed=0.5)
+
+
 def test_thresholds_that_make_no_sense_are_refused() -> None:
-    for change in ({"risk_on": float("nan")}, {"risk_off": 0.3}, {"speed": 0.0}):
+    nan = float("nan")
+    for change in ({"risk_on": nan}, {"recon": nan}, {"risk_off": 0.3}, {"speed": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(change))):
             dataclasses.replace(LIMITS, **change)
     with pytest.raises(ConfigError, match="kappa"):

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 from safe_o2o import bundle
 from safe_o2o.algorithms.fosp_presets import preset
 from safe_o2o.algorithms.reachability import PRESETS
-from safe_o2o.cli import actors, main
+from safe_o2o.cli import main
 from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.episode import NO_GATE, Episode
 from safe_o2o.errors import BundleError, CheckpointError
 from safe_o2o.runtime.gate_calibration import CalibrationConfig, calibrate, trace
 from safe_o2o.runtime.gated_policy import GatedPolicy, load_policy
@@ -23,7 +25,9 @@ from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from safe_o2o.safety.gate_file import GATE, GateFile, read_gate, write_gate
 from safe_o2o.training.finetune import FineTuner
 from safe_o2o.training.offline import OfflineConfig, train_offline
-from safe_o2o.training.recalibration import newest_safe
+from safe_o2o.training.recalibration import newest_safe, recalibrate, tracked_alpha
+from safe_o2o.training.restore import load_algorithm
+from safe_o2o.types import GateState
 from tests.test_finetune import WIDE, fill
 
 
@@ -31,6 +35,21 @@ def read(directory: Path) -> GateFile:
     found = read_gate(directory, bundle.read_manifest(directory))
     assert found is not None
     return found
+
+
+class Acted:
+    """An episode as if a gate had been at work in it and had let everything pass."""
+
+    def __init__(self, episode: Episode) -> None:
+        self._episode = episode
+        self.meta = replace(episode.meta, provenance={"gate": "on"})
+        self.gate = np.full(len(episode), GateState.PASS, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._episode)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._episode, name)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +103,7 @@ def test_each_promoted_bundle_has_thresholds_of_its_own_and_takes_no_others(run:
     obs = {name: array[:1] for name, array in Dataset(run / "online")[0].obs.items()}
     action, _ = policy.act(obs, policy.initial_carry())
     assert np.abs(action).max() <= 0.7 + 1e-6
-    heads: Any = actors.load_algorithm(run / "gate")
+    heads: Any = load_algorithm(run / "gate")
     assert tuner.gate is not None and tuner.gate.encoder == heads.encoder
     shutil.copyfile(old / GATE, made / GATE)
     with pytest.raises(BundleError, match="calibrated with another graph"):
@@ -105,6 +124,26 @@ def test_heads_that_are_gone_are_told_before_anything_is_trained(run: Path) -> N
     shutil.rmtree(run / "gate")
     with pytest.raises(CheckpointError, match="no heads for the gate"):
         FineTuner(run, WIDE)
+
+
+def test_rare_alarms_ask_for_lower_thresholds_and_frequent_ones_for_none(run: Path) -> None:
+    def acted(state: GateState | None, how: str = "on") -> Any:
+        column = np.full(4, NO_GATE if state is None else state, np.uint8)
+        meta = SimpleNamespace(provenance={"gate": how})
+        return SimpleNamespace(violation=False, gate=column, meta=meta)
+
+    calm, alarmed = acted(GateState.PASS), acted(GateState.SHAPE)
+    assert tracked_alpha([calm] * 20, 0.05) == pytest.approx(0.05 + 20 * 0.05 * 0.05)
+    assert tracked_alpha([alarmed] * 20, 0.05) == 0.05
+    assert tracked_alpha([acted(None, "off")] * 20, 0.05) == 0.05  # no gate acted
+    before = read(run / "bundles" / "v000001")
+    episodes = list(Dataset(run / "calibration"))
+    plain = recalibrate(run / "bundles" / "v000001", before, episodes)
+    calmly: Any = [*episodes[:-40], *(Acted(episode) for episode in episodes[-40:])]
+    lower = recalibrate(run / "bundles" / "v000001", before, calmly)
+    assert lower.calibration["k"] < plain.calibration["k"] == 118
+    assert lower.calibration["alpha"] == pytest.approx(0.1 + 40 * 0.05 * 0.1)
+    assert lower.calibration["asked"]["alpha"] == plain.calibration["alpha"] == 0.1
 
 
 def test_the_newest_safe_episodes_count(run: Path, tmp_path: Path) -> None:

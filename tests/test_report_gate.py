@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from safe_o2o import config
-from safe_o2o.report.gate import NOMINAL, gate, reliability
+from safe_o2o.report.gate import gate
+from safe_o2o.report.intervals import wilson
 from safe_o2o.report.page import build_report
 from safe_o2o.runtime.gate_calibration import calibrate
+from safe_o2o.safety.calibration import NOMINAL, reliability
 from tests.report_fakes import make_run
 from tests.test_gate_bundle import made_up
 
@@ -50,10 +52,11 @@ def test_the_reliability_is_that_of_exchangeable_episodes() -> None:
     rng = np.random.default_rng(0)
     inside = []
     for _ in range(40):
-        found = reliability(rng.random(200))
+        found = [(alpha, wilson(k, n)) for alpha, k, n in reliability(rng.random(200))]
         assert [alpha for alpha, _ in found] == list(NOMINAL)
         inside += [share.low <= alpha <= share.high for alpha, share in found]
     assert np.mean(inside) > 0.85
     # Episodes that become worse while they are recorded are not: the alarm is told to be off.
     drifting = np.where(np.arange(200) % 2, 1.0, 0.0) + 0.1 * rng.random(200)
-    assert dict(reliability(drifting))[0.05].low > 0.3
+    (rate,) = [wilson(k, n) for alpha, k, n in reliability(drifting) if alpha == 0.05]
+    assert rate.low > 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -14,7 +15,7 @@ assembly = pytest.importorskip(
 from safe_o2o.data.dataset import Dataset  # noqa: E402
 from safe_o2o.data.recorder import DirectRecorder  # noqa: E402
 from safe_o2o.spaces import ActionSpec, ArraySpec, ObservationSpec, Spec  # noqa: E402
-from safe_o2o.types import RobotState, Verdict  # noqa: E402
+from safe_o2o.types import GateState, RobotState, Source, Verdict  # noqa: E402
 from safe_o2o_ros.conversions import PolicyOutput, TaskStatus  # noqa: E402
 
 pytestmark = pytest.mark.ros
@@ -60,6 +61,8 @@ def output(stamp, step, event="decision", action=(0.5,), terminated=False, episo
         action=action if event == "decision" else (),
         outputs={},
         bundle="v000001",
+        graph="ab12",
+        gate="on",
         round=3,
         truncated=event == "end" and not terminated,
         terminated=terminated,
@@ -141,6 +144,18 @@ def test_every_interleaving_of_the_two_streams_gives_the_episode_that_happened(d
         assert episode.meta.provenance["round"] == 3
         assert episode.meta.provenance["began"] == 0.25
         assert episode.array("obs.x")[:, 0].tolist() == pytest.approx([0.0, 0.01, 0.03])
+
+
+def test_what_a_gate_did_is_recorded_with_who_acted_then(dataset) -> None:
+    said = {"gate_state": 3.0, "gate_done": 3.0}, {"gate_state": 3.0, "gate_done": 0.0}, {}
+    outputs = [
+        dataclasses.replace(one, outputs=more) for one, more in zip(OUTPUTS, said, strict=True)
+    ]
+    (committed,) = feed(assembler(dataset), [*SNAPSHOTS, *outputs])
+    episode = dataset.open(committed.path.name)
+    assert episode.gate.tolist() == [GateState.BRAKE, GateState.PASS]  # the second in shadow
+    assert episode.array("source").tolist() == [Source.RECOVERY, Source.POLICY]
+    assert episode.meta.provenance["graph"] == "ab12" and episode.meta.provenance["gate"] == "on"
 
 
 def test_an_episode_that_nobody_ended_is_dropped_and_the_next_one_is_whole(dataset) -> None:

@@ -139,6 +139,8 @@ def test_a_record_survives_and_a_foreign_one_is_refused() -> None:
         action=(0.5, -1.0, 0.25),
         outputs={"risk": 0.125},
         bundle="v000002",
+        graph="ab12",
+        gate="shadow",
         round=1,
         truncated=False,
         terminated=True,

@@ -19,9 +19,8 @@ from safe_o2o.nets.normalizer import RmsNormalizer
 from safe_o2o.nets.parallel import everywhere, share
 
 BUDGETS = ("intervention", "force")
-"""Extra costs of a decision: 1 where the filter or the reachability
-gate changed or stopped it; the largest contact force in
-it, N."""
+"""Extra costs of a decision: 1 where the filter or the reachability gate changed or stopped it;
+the largest contact force in it, N."""
 
 
 @dataclass(frozen=True)

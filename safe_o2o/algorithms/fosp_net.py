@@ -46,6 +46,10 @@ def cautious(kind: str, values: Tensor) -> Tensor:
     return values.amin(0) if kind == "reward" else values.amax(0)
 
 
+UNDECIDED = 1e-4
+"""Log-probability by which a choice must lead: less than that may be the order of a sum."""
+
+
 class Tracked(NamedTuple):
     """One moment as the world model takes it.
 
@@ -60,6 +64,22 @@ class Tracked(NamedTuple):
     embed: Tensor
     feature: Tensor
     posterior: Tensor
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """All of it by name, for those who look into the model's state; see `latents.STATE`."""
+        return {"deter": self.latent.deter, "stoch": self.latent.stoch, "embed": self.embed}
+
+    @property
+    def undecided(self) -> Tensor:
+        """Where a class of the state hangs on rounding `[N]`."""
+        return undecided(self.posterior)
+
+
+def undecided(scores: Tensor) -> Tensor:
+    """Where the two best of scores `[N, ..., K]` are too close for another arithmetic, `[N]`."""
+    two = scores.topk(2, -1).values
+    return (two[..., 0] - two[..., 1] <= UNDECIDED).flatten(1).any(1)
 
 
 class FospNet(nn.Module):

@@ -15,13 +15,10 @@ from torch import Tensor, nn
 
 from safe_o2o.algorithms import losses
 from safe_o2o.algorithms.fosp_config import SelectionConfig
-from safe_o2o.algorithms.fosp_net import FospNet, Tracked, stack_images, stack_vectors
+from safe_o2o.algorithms.fosp_net import FospNet, Tracked, stack_images, stack_vectors, undecided
 from safe_o2o.nets.policy import MixtureActor
 from safe_o2o.nets.rssm import Latent
 from safe_o2o.spaces import Spec
-
-UNDECIDED = 1e-4
-"""Log-probability by which a choice must lead: less than that may be the order of a sum."""
 
 
 class Decided(NamedTuple):
@@ -158,10 +155,7 @@ class DecisionModule(nn.Module):
 
         Two right implementations may choose differently there; `export.parity` asks.
         """
-        close = [
-            (two[..., 0] - two[..., 1] <= UNDECIDED).flatten(1).any(1)
-            for two in (scores.topk(2, -1).values for scores in self.decide(*inputs).scores)
-        ]
+        close = [undecided(scores) for scores in self.decide(*inputs).scores]
         if not close:  # nothing is chosen: no state, and candidates are blended
             return torch.zeros(len(inputs[0]), dtype=torch.bool)
         return torch.stack(close).any(0)

@@ -7,14 +7,12 @@ actions, their risk, the ensemble's disagreement about each, and how surprising 
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from safe_o2o.algorithms.fosp_net import FospNet, stack_images
 from safe_o2o.algorithms.fosp_policy import Decided
-from safe_o2o.algorithms.latents import STATE
 from safe_o2o.algorithms.reachability_nets import Heads
 from safe_o2o.algorithms.safety_value import surprise
 from safe_o2o.errors import CheckpointError
@@ -25,23 +23,6 @@ SAMPLES = 8
 CANDIDATES = 3 * SAMPLES + 2
 GATE_NOISE = "gate_noise"
 DIAGNOSTICS = ("candidates", "candidate_risk", "disagreement", "surprise", "recon_nll")
-
-
-class Watching(Protocol):
-    """A decision that comes from a world model's state; see `FospPolicy` and `PairPolicy`."""
-
-    input_names: list[str]
-    output_names: list[str]
-    spec: Spec
-
-    @property
-    def watching(self) -> FospNet | None:
-        """The networks whose world model `Decided.watched` is of; None without one."""
-        ...
-
-    def decide(self, *inputs: Tensor) -> Decided:
-        """The decision and what it came from."""
-        ...
 
 
 def fingerprint(net: FospNet) -> bytes:
@@ -129,8 +110,7 @@ class GatedModule(nn.Module):
         net, moment = self.policy.watching, found.watched
         assert moment is not None
         latent = moment.latent
-        state = dict(zip(STATE, (latent.deter, latent.stoch, moment.embed), strict=True))
-        feature = self.heads.feature(state)
+        feature = self.heads.feature(moment.state)
         action = found.outputs[self.policy.output_names.index("action")]
         offered = self.candidates(action, self.heads.recovery(feature), noise)
         expected = net.model.rssm.prior_log_p(latent.deter)

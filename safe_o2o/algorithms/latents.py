@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_o2o.algorithms.fosp_net import FospNet, Tracked, stack_images, stack_vectors
-from safe_o2o.algorithms.fosp_policy import UNDECIDED, Decided
+from safe_o2o.algorithms.fosp_policy import Decided
 from safe_o2o.nets.rssm import Latent
 from safe_o2o.spaces import ArraySpec, ObservationSpec, Spec
 
@@ -64,8 +64,7 @@ class Tracker(nn.Module):
         """The arrays `[N, ...]` of `latent_spec`."""
         if self.what == "features":
             return {LATENT: moment.feature}
-        parts = (moment.latent.deter, moment.latent.stoch, moment.embed)
-        return dict(zip(STATE, parts, strict=True))
+        return moment.state
 
     def initial_carry(self, n: int) -> dict[str, Tensor]:
         """The state at the start of n episodes, `[n, ...]`."""
@@ -144,8 +143,7 @@ class PairModule(nn.Module):
         """`forward`, and what it came from; the policy's own choices are its own to tell."""
         named = dict(zip(self.input_names, inputs, strict=True))
         moment = self._track(named)
-        known = {**named, LATENT: moment.feature}
-        head = self.head(*(known[name] for name in self.head.input_names))
+        head = self.head(*self._for_head(named, moment))
         said = dict(zip(self.head.output_names, head, strict=True))
         out = {"action": said["action"], "next_started": torch.ones_like(named["started"])}
         out["next_previous_action"] = said["action"]
@@ -159,13 +157,15 @@ class PairModule(nn.Module):
         """Where a class of a latent, or a choice of the policy, hangs on rounding, `[N]`."""
         named = dict(zip(self.input_names, inputs, strict=True))
         moment = self._track(named)
-        two = moment.posterior.topk(2, -1).values
-        close = (two[..., 0] - two[..., 1] <= UNDECIDED).flatten(1).any(1)
         ask = getattr(self.head, "undecided", None)
         if ask is None:
-            return close
+            return moment.undecided
+        close: Tensor = moment.undecided | ask(*self._for_head(named, moment))
+        return close
+
+    def _for_head(self, named: Mapping[str, Tensor], moment: Tracked) -> list[Tensor]:
         known = {**named, LATENT: moment.feature}
-        return close | ask(*(known[name] for name in self.head.input_names))
+        return [known[name] for name in self.head.input_names]
 
     def _track(self, named: Mapping[str, Tensor]) -> Tracked:
         moment: Tracked = self.tracker(

@@ -71,6 +71,9 @@ class ReachabilityConfig:
     imagined: int = 16
     """starts of imagined rollouts an update; 0, or a feature with `embed`, imagines nothing"""
     horizon: int = 15
+    reconstruct: bool = False
+    """whether the gate also decodes the picture and scores how unlikely it is: a decoder's pass a
+    decision"""
     precision: Precision = "auto"
     """arithmetic of critics, margin and recovery policy while training; the predictors, whose small
     differences count, are computed in fp32"""
@@ -251,7 +254,7 @@ class Reachability:
             predicted = predicted.detach()
             wrong = (predicted.mean(0) - target).square().mean(0)
             heads.residual_var.lerp_(wrong + 1e-8, rate)
-            seen = heads.disagreement(feature, batch.action)
+            seen = heads.spread(predicted)
             levels = torch.quantile(seen, torch.tensor(_QUANTILES, device=seen.device))
             self.novelty.lerp_(levels, max(0.01, 1.0 / (self.step + 1)))
         metrics["predictor/loss"] = loss
@@ -319,19 +322,20 @@ class Reachability:
         """
         assert self.tracker is not None
         cfg, model, heads = self.config, self.tracker.net.model, self.heads
-        rows = torch.randint(len(batch), (cfg.imagined,), generator=self.generator)
+        draws: Any = {"generator": self.generator, "device": self.device}
+        rows = torch.randint(len(batch), (cfg.imagined,), **draws)
         latent = Latent(batch.obs["deter"][rows], batch.obs["stoch"][rows])
         shape = (cfg.imagined, self.spec.action.dim)
-        steady = torch.rand(shape, generator=self.generator) * 2.0 - 1.0
-        follows = torch.arange(cfg.imagined) < cfg.imagined // 2
+        steady = torch.rand(shape, **draws) * 2.0 - 1.0
+        follows = torch.arange(cfg.imagined, device=self.device) < cfg.imagined // 2
         weights = model.rssm.step_weights(latent.deter.dtype)
-        alive, columns = torch.ones(cfg.imagined, dtype=torch.bool), []
+        alive, columns = torch.ones_like(follows), []
         for _ in range(cfg.horizon):
             feature = heads.feature(latent._asdict())
-            noise = cfg.explore * torch.randn(shape, generator=self.generator)
+            noise = cfg.explore * torch.randn(shape, **draws)
             own = (heads.recovery(feature) + noise).clamp(-1.0, 1.0)
             action = torch.where(follows.unsqueeze(1), own, steady)
-            uniform = torch.rand((cfg.imagined, model.rssm.latents), generator=self.generator)
+            uniform = torch.rand((cfg.imagined, model.rssm.latents), **draws)
             latent = model.rssm.img_step(latent, action, uniform, weights)
             after = heads.feature(latent._asdict())
             bad = model.cost.predict(latent.feature) > 0.5

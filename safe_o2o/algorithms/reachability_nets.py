@@ -78,7 +78,11 @@ class Heads(nn.Module):
 
     def disagreement(self, feature: Tensor, action: Tensor) -> Tensor:
         """Score s1 `[...]` of actions `[..., (K,) A]`."""
-        return disagreement(self.predicted(feature, action), self.residual_var.sqrt())
+        return self.spread(self.predicted(feature, action))
+
+    def spread(self, predicted: Tensor) -> Tensor:
+        """Score s1 `[...]` of what the members predicted `[M, ..., D]`."""
+        return disagreement(predicted, self.residual_var.sqrt())
 
     def recovery(self, feature: Tensor) -> Tensor:
         """The least risky action that it knows `[..., A]`, in (-1, 1)."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safe_o2o import catalog, config
+from safe_o2o import catalog
 from safe_o2o.data.behavior import FILE, read_behavior
 from safe_o2o.errors import BundleError, ConfigError, UnknownNameError
-from safe_o2o.interfaces import Algorithm, Env
+from safe_o2o.interfaces import Env
 from safe_o2o.runtime.actors import (
     Actor,
     BehaviorActor,
@@ -132,6 +132,8 @@ class CheckpointMaker:
 
     def __call__(self, env: Env) -> Actor:
         """The algorithm's policy, refused unless it was trained for this task's spec."""
+        from safe_o2o.training.restore import load_algorithm
+
         algorithm = load_algorithm(self.path)
         algorithm.spec.require_same(env.spec, mine=f"checkpoint {self.path}", theirs="the task")
         return PolicyActor(algorithm.policy, self.name)
@@ -145,26 +147,6 @@ def is_trained(path: Path) -> bool:
 def looks(make_actor: MakeActor) -> bool:
     """Whether an actor that `resolve` made looks at pictures: scripts and chance do not."""
     return isinstance(make_actor, BundleMaker | CheckpointMaker)
-
-
-def load_algorithm(path: Path) -> Algorithm:
-    """The algorithm of a checkpoint as it was saved, with the settings and the spec it says it has.
-
-    Args:
-        path: a checkpoint, or a folder for its newest one.
-
-    Raises:
-        CheckpointError: missing, damaged, or of another version.
-        UnknownNameError: its algorithm is not in the catalogue.
-    """
-    from safe_o2o.training import checkpoint
-
-    meta = checkpoint.read_header(path).meta
-    cls = catalog.load("algorithm", meta.algorithm)
-    settings = config.from_json(cls.Config, meta.config, where=path)
-    algorithm: Algorithm = cls(settings, Spec.from_json(meta.spec))
-    algorithm.load_state_dict(checkpoint.load(path)["algorithm"])
-    return algorithm
 
 
 def uniform(env: Env) -> Actor:

@@ -20,6 +20,7 @@ from safe_o2o.runtime.gate_calibration import Calibrated, CalibrationConfig, cal
 from safe_o2o.runtime.live_policy import promoted_bundle
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from safe_o2o.runtime.rollout import run_episodes
+from safe_o2o.safety.calibration import alarms_expected
 from safe_o2o.safety.gate_file import has_gate, write_gate
 from safe_o2o.safety.reachability_gate import GateConfig
 
@@ -38,8 +39,8 @@ class Arguments:
 
     Attributes:
         bundle: a bundle that was exported with `--gate`, or a folder of versions (the live one).
-        data: the dataset of its shadow episodes; made when missing, filled up when begun. Episodes
-            of a real arm, recorded with the gate in shadow, count as well.
+        data: the dataset of its shadow episodes; made when missing, filled up when begun. What a
+            deployment of this bundle recorded with `--gate shadow` or `off` counts as well.
         episodes: episodes wanted there; 0 takes those that are there.
         task: catalogue name of the task that the missing ones are run in.
         variant: scene variant of it.
@@ -88,9 +89,9 @@ def shadow_episodes(arguments: Arguments, policy: OnnxPolicy) -> Dataset:
     """The dataset with the wanted episodes of this very bundle.
 
     Raises:
-        DataError: it holds episodes of another graph.
+        DataError: it holds episodes of another graph, or some that a gate acted in.
     """
-    provenance = {"graph": policy.manifest.graph_sha256}
+    provenance = {"graph": policy.manifest.graph_sha256, "gate": "off"}
     dataset = Dataset.create(arguments.data, policy.spec, task=arguments.task, exist_ok=True)
     others = {
         str(episode.meta.provenance.get("graph", "an unknown graph")) for episode in dataset
@@ -100,6 +101,13 @@ def shadow_episodes(arguments: Arguments, policy: OnnxPolicy) -> Dataset:
             f"holds episodes of another bundle (graph {min(others)[:16]})",
             where=dataset.directory,
             todo="name another folder: scores of an action are those of whoever chose it",
+        )
+    acted = [e.path.name for e in dataset if e.meta.provenance.get("gate", "off") == "on"]
+    if acted:
+        raise DataError(
+            f"holds {len(acted)} episodes that a gate acted in ({acted[0]}, ...)",
+            where=dataset.directory,
+            todo="record with --gate shadow: behind an intervention no score is what it would be",
         )
     if arguments.episodes > len(dataset):
         with console.progress("running in shadow") as progress:
@@ -123,6 +131,8 @@ def describe(made: Calibrated) -> str:
         f"alarm above rank {found.theta:.4f}: the {found.k}th of n = {found.n} safe episodes for "
         f"alpha = {found.alpha:g}; the true rate of false alarms is in {low:.1f} to {high:.1f} % "
         f"(95 %, over draws of the {found.n})",
+        f"of 100 new episodes like these without a violation, at most "
+        f"{alarms_expected(found.n, found.k, 100)} are alarmed (97.5 % of draws)",
     ]
     if found.pac_k is None:
         lines.append(f"too few for {found.alpha:g} with confidence {1 - found.delta:g}")

@@ -103,7 +103,7 @@ def dataset_facts(dataset: Dataset) -> tuple[dict[str, Any], list[dict[str, Any]
             row["episodes"] += 1
             row["transitions"] += len(episode)
             row["success"] += episode.success
-            row["violation"] += bool((episode.array("cost") > 0).any())
+            row["violation"] += episode.violation
             row["changed"] += int((episode.array("verdict") != int(Verdict.PASS)).sum())
             row["drops"] += episode.drops
             update(done + 1, len(dataset))

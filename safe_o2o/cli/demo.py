@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from safe_o2o import bundle
 from safe_o2o.cli import collect, console, deploy, evaluate, finetune, train
-from safe_o2o.cli.actors import MIXTURE, load_algorithm, resolve
+from safe_o2o.cli.actors import MIXTURE, resolve
 from safe_o2o.cli.parse import parse
 from safe_o2o.cli.seeds import episode_seeds
 from safe_o2o.data.dataset import Dataset
@@ -290,6 +290,7 @@ class Demo:
         bundles = self.out / "bundles"
         if bundle.current(bundles) is None:
             from safe_o2o.export.algorithm import export_algorithm
+            from safe_o2o.training.restore import load_algorithm
 
             report = export_algorithm(
                 load_algorithm(self.out / "checkpoints"),

@@ -11,7 +11,6 @@ import tyro
 
 from safe_o2o import bundle
 from safe_o2o.cli import console
-from safe_o2o.cli.actors import load_algorithm
 from safe_o2o.cli.parse import parse
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.errors import ConfigError
@@ -45,10 +44,11 @@ def main(argv: Sequence[str]) -> None:
     """Export, compare, and say how far apart network and graph are."""
     arguments = parse(Arguments, argv, verb="export")
     dataset = Dataset(arguments.data)
-    algorithm = load_algorithm(arguments.checkpoint)
     from safe_o2o.export.algorithm import export_algorithm
     from safe_o2o.training import checkpoint, latents
+    from safe_o2o.training.restore import load_algorithm
 
+    algorithm = load_algorithm(arguments.checkpoint)
     name = checkpoint.read_header(arguments.checkpoint).meta.algorithm
     encoder = None
     if latents.holds_latents(dataset):

@@ -18,7 +18,7 @@ from typing import Any
 
 from safe_o2o import bundle, catalog
 from safe_o2o.cli import collect, console, evaluate, finetune
-from safe_o2o.cli.actors import MIXTURE, load_algorithm, resolve
+from safe_o2o.cli.actors import MIXTURE, resolve
 from safe_o2o.cli.demo import OFFLINE, machine, versions
 from safe_o2o.cli.parse import parse, take_name
 from safe_o2o.data.dataset import Dataset
@@ -192,6 +192,7 @@ class Run:
             )
         if bundle.current(self.folder / "bundles") is None:
             from safe_o2o.export.algorithm import export_algorithm
+            from safe_o2o.training.restore import load_algorithm
 
             made = export_algorithm(
                 load_algorithm(self.folder / "checkpoints"),

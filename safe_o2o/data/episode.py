@@ -249,6 +249,11 @@ class Episode:
         return np.full(len(self), np.nan, np.float32)
 
     @property
+    def violation(self) -> bool:
+        """Whether anything cost."""
+        return bool((self.array("cost") > 0).any())
+
+    @property
     def gate(self) -> Array:
         """`GateState` of each transition `[T]`, uint8; 255 where no reachability gate acted."""
         if GATE in self._file.layout:

@@ -105,11 +105,6 @@ def load(files: RunFiles, folder: str) -> list[Episode]:
     return found
 
 
-def violated(episode: Episode) -> bool:
-    """Whether any step of it had a cost."""
-    return bool((episode.array("cost") > 0).any())
-
-
 def bundle_of(episode: Episode) -> str:
     """The bundle version that acted, empty where none did."""
     for key in ("bundle", "bundle_version", "version"):
@@ -143,7 +138,7 @@ def rounds(
         success = violation = None
         if group:
             success = wilson(sum(e.success for e in group), len(group))
-            violation = wilson(sum(violated(e) for e in group), len(group))
+            violation = wilson(sum(e.violation for e in group), len(group))
         refusal = entry.get("refusal")
         promoted = entry.get("promoted", None if refusal is None else refusal == "")
         updates, seconds = entry.get("updates"), entry.get("seconds")
@@ -216,7 +211,7 @@ def choose(episodes: Sequence[Episode], count: int) -> list[Episode]:
 
     The first with contact, the first success without, then the first ones that are left.
     """
-    kinds = [violated, lambda e: e.success and not violated(e)]
+    kinds = [lambda e: e.violation, lambda e: e.success and not e.violation]
     firsts = [next(filter(kind, episodes), None) for kind in kinds]
     picked = [episode for episode in firsts if episode is not None]
     picked += [episode for episode in episodes if episode not in picked]

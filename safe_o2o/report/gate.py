@@ -13,9 +13,6 @@ from safe_o2o.report.figures import NORMAL, SMALL, outside, percent, span
 from safe_o2o.report.intervals import Interval, wilson
 from safe_o2o.report.theme import colour, gridlines, panel, to_svg
 
-NOMINAL = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-"""Rates of false alarms at which the alarm is asked to be reliable."""
-
 
 def gate(manifests: Sequence[Mapping[str, Any]], command: str) -> list[Section]:
     """The section, or none in a run whose bundles have no gate."""
@@ -106,32 +103,16 @@ def _figures(facts: Mapping[str, Any], command: str) -> list[Figure]:
                 command,
             )
         )
-    if len(safe) >= 40:
+    achieved = [(float(a), wilson(int(k), int(n))) for a, k, n in facts.get("reliability", ())]
+    if achieved:
         found.append(
             Figure(
-                _reliability(reliability(safe)),
+                _reliability(achieved),
                 "Achieved against nominal rate of false alarms: thresholds from every other safe "
                 "episode, judged on those between, and the other way round.",
                 command,
             )
         )
-    return found
-
-
-def reliability(safe: np.ndarray) -> list[tuple[float, Interval]]:
-    """Nominal rate and what half of the episodes has at the threshold of the other half."""
-    halves = safe[::2], safe[1::2]
-    found = []
-    for alpha in NOMINAL:
-        alarmed = judged = 0
-        for mine, other in (halves, halves[::-1]):
-            k = int(np.ceil((len(mine) + 1) * (1.0 - alpha) - 1e-9))
-            if k > len(mine):
-                continue
-            alarmed += int((other > np.sort(mine)[k - 1]).sum())
-            judged += len(other)
-        if judged:
-            found.append((alpha, wilson(alarmed, judged)))
     return found
 
 
@@ -180,7 +161,7 @@ def _leads(shares: Sequence[Interval]) -> str:
 
 def _reliability(found: Sequence[tuple[float, Interval]]) -> str:
     figure, axes = panel(300, 224, left=52, right=18, top=30, bottom=46)
-    tint, top = colour("policy"), max(NOMINAL) * 1.1
+    tint, top = colour("policy"), max(alpha for alpha, _ in found) * 1.1
     axes.plot([0, top], [0, top], color=colour("muted"), linewidth=1.2, linestyle=(0, (4, 3)))
     for alpha, share in found:
         axes.plot([alpha, alpha], [share.low, share.high], color=tint, linewidth=4, alpha=0.3)

@@ -59,10 +59,16 @@ def with_executed(carry: Any, action: Array) -> Any:
     return {**carry, PREVIOUS_ACTION: told}
 
 
-def source_of(gate: GateDecision | None) -> Source:
-    """Who proposed, behind a gate: the policy, or what the gate put in its place."""
-    taken_over = gate is not None and gate.state >= GateState.RECOVER
+def source_of(gate: GateState | None) -> Source:
+    """Who proposed, behind a gate that did this: the policy, or what was put in its place."""
+    taken_over = gate is not None and gate >= GateState.RECOVER
     return Source.RECOVERY if taken_over else Source.POLICY
+
+
+def gate_decision(policy: Policy) -> GateDecision | None:
+    """What a policy's reachability gate made of its last action; None without a gate."""
+    decisions = getattr(policy, "last_decisions", ())
+    return decisions[0] if decisions else None
 
 
 class PolicyActor:
@@ -98,9 +104,9 @@ class PolicyActor:
         if hasattr(action, "cpu"):  # a tensor, wherever it lives
             action = action.cpu()
         row = np.asarray(action, np.float32)[0]
-        decisions = getattr(self.policy, "last_decisions", ())
-        self.gate_decision = decisions[0] if decisions else None
-        return (row[0] if row.ndim == 2 else row), source_of(self.gate_decision)
+        self.gate_decision = gate = gate_decision(self.policy)
+        done = None if gate is None else gate.done
+        return (row[0] if row.ndim == 2 else row), source_of(done)
 
     def executed(self, action: Array) -> None:
         """See `Actor`."""

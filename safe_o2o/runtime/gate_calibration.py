@@ -7,7 +7,7 @@ the scores that it had; of other episodes only the state's scores, not the actio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -24,6 +24,7 @@ from safe_o2o.safety.calibration import (
     CalibrationError,
     RankScore,
     Thresholds,
+    reliability,
     thresholds,
 )
 from safe_o2o.safety.gate_file import GateFile
@@ -34,7 +35,6 @@ NEVER = GateThresholds(risk_on=inf, risk_off=inf, disagreement=inf, surprise=inf
 """Nothing is above these: the gate scores and lets everything pass."""
 LEADS = 10
 """Steps before a violation up to which it is told how many were alarmed that early."""
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,11 @@ class Trace:
         scores: by name `[T]`: `risk`, `disagreement`, `surprise`, perhaps `recon`.
         violated_at: step whose action caused the first violation; None in a safe episode.
         episode: the episode's content hash.
-        seed: of its layout.
     """
 
     scores: dict[str, Array]
     violated_at: int | None
     episode: str
-    seed: int
 
     def up_to(self, stop_ticks: int) -> dict[str, Array]:
         """Its scores while an alarm was still in time; all of them where nothing was violated.
@@ -63,21 +61,18 @@ class Trace:
         return {name: column[:end] for name, column in self.scores.items()}
 
 
-def trace(
-    policy: OnnxPolicy, episode: Episode, config: GateConfig | None = None, seed: int | None = None
-) -> Trace:
+def trace(policy: OnnxPolicy, episode: Episode, config: GateConfig | None = None) -> Trace:
     """A bundle's scores over an episode, carrying its state and told what was executed.
 
     Args:
         policy: of a bundle whose graph has a gate.
         episode: recorded, of its spec.
         config: how the gate scores (`kappa`, `mode`).
-        seed: of the policy's noise; default the episode's own.
     """
     digest = policy.manifest.graph_sha256
     gated = GatedPolicy(policy, GateFile(digest, NEVER, config or GateConfig()))
     actor = PolicyActor(gated)
-    actor.reset(episode.meta.seed if seed is None else seed)
+    actor.reset(episode.meta.seed)
     obs, executed = episode.obs, episode.array("action")
     columns: dict[str, list[float]] = {}
     for t in range(len(episode)):
@@ -91,7 +86,6 @@ def trace(
         scores={name: np.asarray(column) for name, column in columns.items()},
         violated_at=int(violated[0]) if len(violated) else None,
         episode=episode.content_hash,
-        seed=int(episode.meta.seed),
     )
 
 
@@ -124,16 +118,10 @@ class Calibrated:
     Attributes:
         gate: what goes beside the graph.
         found: both sides of the alarm.
-        rank: the combined score.
-        safe: combined maxima of the safe episodes that the threshold rests on.
-        violating: combined maxima of the violating ones, while an alarm was in time.
     """
 
     gate: GateFile
     found: Thresholds
-    rank: RankScore
-    safe: Array
-    violating: Array
 
 
 def calibrate(
@@ -162,45 +150,67 @@ def calibrate(
     rank = RankScore.fit(
         {name: [float(entry.scores[name].max()) for entry in fit] for name in names}
     )
-    held = np.array([largest(rank, entry.scores) for entry in rest])
+    found, facts = judged(rank, rest, violating, config)
+    facts |= {
+        "t_max": max(len(entry.scores[names[0]]) for entry in safe),
+        "fit_episodes": [entry.episode for entry in fit],
+        "knots": {name: list(knots) for name, knots in rank.knots.items()},
+    }
+    speed = 1.0 if found.compatible else config.slow
+    return Calibrated(GateFile(graph_sha256, limits(rank, found, speed), gate, facts), found)
+
+
+def judged(
+    rank: RankScore,
+    safe: Sequence[Trace],
+    violating: Sequence[Trace],
+    config: CalibrationConfig,
+    alpha: float | None = None,
+) -> tuple[Thresholds, dict[str, Any]]:
+    """Both sides of an alarm, and what they rest on, JSON-ready.
+
+    Args:
+        rank: the combined score.
+        safe: episodes that the threshold rests on.
+        violating: episodes that it should have stopped.
+        config: what was asked.
+        alpha: another rate of false alarms than what was asked.
+
+    Raises:
+        CalibrationError: see `thresholds`.
+    """
+    held = np.array([largest(rank, entry.scores) for entry in safe])
     missed = np.array([largest(rank, entry.up_to(config.stop_ticks)) for entry in violating])
-    found = thresholds(held, missed, alpha=config.alpha, beta=config.beta, delta=config.delta)
-    limits = {name: rank.threshold(name, found.theta) for name in names}
+    alpha = config.alpha if alpha is None else alpha
+    found = thresholds(held, missed, alpha=alpha, beta=config.beta, delta=config.delta)
     facts: dict[str, Any] = {
         "calibrated": found.compatible,
-        **settings.to_json(config),
+        "asked": settings.to_json(config),
         **settings.to_json(found),
-        "t_max": max(len(entry.scores[names[0]]) for entry in safe),
         "late": int((missed <= found.theta).sum()),
         "detected_by_lead": [
             sum(largest(rank, entry.up_to(lead)) > found.theta for entry in violating)
             for lead in range(1, LEADS + 1)
         ],
-        "fit_episodes": [entry.episode for entry in fit],
-        "safe_episodes": [entry.episode for entry in rest],
+        "reliability": [list(row) for row in reliability(held)],
+        "safe_episodes": [entry.episode for entry in safe],
         "violating_episodes": [entry.episode for entry in violating],
         "safe_scores": [float(x) for x in held],
         "violating_scores": [float(x) if np.isfinite(x) else None for x in missed],
-        "knots": {name: list(knots) for name, knots in rank.knots.items()},
     }
-    return Calibrated(
-        gate=GateFile(
-            graph_sha256,
-            GateThresholds(
-                risk_on=limits["risk"],
-                risk_off=rank.threshold("risk", found.theta_off),
-                disagreement=limits["disagreement"],
-                surprise=limits["surprise"],
-                recon=limits.get("recon"),
-                speed=1.0 if found.compatible else config.slow,
-            ),
-            gate,
-            facts,
-        ),
-        found=found,
-        rank=rank,
-        safe=held,
-        violating=missed,
+    return found, facts
+
+
+def limits(rank: RankScore, found: Thresholds, speed: float) -> GateThresholds:
+    """One threshold on the combined score as thresholds on each."""
+    each = {name: rank.threshold(name, found.theta) for name in rank.knots}
+    return GateThresholds(
+        risk_on=each["risk"],
+        risk_off=rank.threshold("risk", found.theta_off),
+        disagreement=each["disagreement"],
+        surprise=each["surprise"],
+        recon=each.get("recon"),
+        speed=speed,
     )
 
 

@@ -50,11 +50,21 @@ class GatedPolicy:
         return self.policy.version
 
     @property
+    def mode(self) -> GateMode:
+        """`on` or `shadow`."""
+        return "shadow" if self.shadow else "on"
+
+    @property
     def last_outputs(self) -> dict[str, Array]:
-        """The graph's diagnostics of the last `act`; the gate's state and its scores `[n, 1]`."""
+        """The graph's diagnostics of the last `act`, and the gate's `[n, 1]`.
+
+        `gate_state` is what it decided, `gate_done` what became of the action, each a `GateState`;
+        then its scores by name.
+        """
         said = dict(self.policy.last_outputs)
-        states = [[float(decision.state)] for decision in self.last_decisions]
-        said["gate_state"] = np.array(states, np.float32)
+        for name, attribute in (("gate_state", "state"), ("gate_done", "done")):
+            states = [[float(getattr(decision, attribute))] for decision in self.last_decisions]
+            said[name] = np.array(states, np.float32)
         for name in self.last_decisions[0].scores if self.last_decisions else ():
             rows = [[decision.scores.get(name, np.nan)] for decision in self.last_decisions]
             said[f"gate_{name}"] = np.array(rows, np.float32)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safe_o2o.bundle import MANIFEST, POINTER, current
 from safe_o2o.errors import BundleError, SafeO2OError
-from safe_o2o.runtime.gated_policy import load_policy
+from safe_o2o.runtime.gated_policy import GatedPolicy, load_policy
 from safe_o2o.safety.reachability_gate import GateMode
 from safe_o2o.spaces import Spec
 
@@ -65,6 +65,15 @@ class LivePolicy:
     def version(self) -> str:
         """Name of the acting bundle."""
         return self.policy.version
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Who acts, for an episode's metadata: bundle, hash of its graph, what its gate may do."""
+        return {
+            "bundle": self.version,
+            "graph": self.policy.manifest.graph_sha256,
+            "gate": self.policy.mode if isinstance(self.policy, GatedPolicy) else "off",
+        }
 
     def require(self, spec: Spec) -> None:
         """From now on only bundles of this spec will do, the acting one included.

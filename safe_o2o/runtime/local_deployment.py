@@ -131,7 +131,7 @@ def _episode(
     """One recorded episode, and its line in `episodes.jsonl`."""
     done = count_episodes(run_dir)
     number = done // config.episodes_per_round if config.learner else 0
-    provenance = {"bundle": live.version, "round": number, "deployment": "process"}
+    provenance = {**live.provenance, "round": number, "deployment": "process"}
     actor = _Actor(live, config.deterministic)
     index = max(dataset.indices(), default=-1) + 1
     summary: EpisodeSummary = rollout(

@@ -102,7 +102,7 @@ def rollout(
                 source=source,
                 stamp=before.stamp,
                 force=step.force,
-                gate=None if gate is None else gate.state,
+                gate=None if gate is None else gate.done,
             )
             if recorder is not None:
                 recorder.append(transition)

@@ -21,6 +21,8 @@ from safe_o2o.types import Array
 
 MIN_FIT = 100
 """Episodes that the rank scores need: fewer make steps of more than a percent."""
+NOMINAL = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+"""Rates of false alarms at which an alarm is asked to be reliable."""
 _BEYOND = 1e-3
 """What a score gains per unit above all that were seen, so that two such scores never tie."""
 _EPS = 1e-9
@@ -100,6 +102,29 @@ def alarms_expected(n: int, k: int, m: int, level: float = 0.975) -> int:
     Beta-binomial: it has both the luck of the n and that of the m.
     """
     return int(stats.betabinom.ppf(level, m, n + 1 - k, k))
+
+
+def reliability(safe: Sequence[float] | Array) -> list[tuple[float, int, int]]:
+    """Nominal rate, alarms, and episodes judged: each half at the threshold of the other half.
+
+    Args:
+        safe: largest combined score of each safe episode, in the order they were recorded `[n]`.
+    """
+    values = np.asarray(safe, np.float64)
+    halves = values[::2], values[1::2]
+    found = []
+    for alpha in NOMINAL:
+        alarmed = judged = 0
+        for mine, other in (halves, halves[::-1]):
+            try:
+                limit = order_statistic(mine, false_alarm_rank(len(mine), alpha))
+            except CalibrationError:
+                continue  # too few for this rate
+            alarmed += int((other > limit).sum())
+            judged += len(other)
+        if judged:
+            found.append((alpha, alarmed, judged))
+    return found
 
 
 def order_statistic(scores: Sequence[float] | Array, k: int) -> float:
@@ -239,7 +264,7 @@ def thresholds(
     """
     n, m = len(safe), len(violating)
     k = false_alarm_rank(n, alpha)
-    wide = min(4.0 * alpha, 0.5)
+    wide = max(alpha, min(4.0 * alpha, 0.5))
     try:
         strict: int | None = pac_rank(n, alpha, delta)
     except CalibrationError:

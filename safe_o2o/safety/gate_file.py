@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_o2o import config as settings
-from safe_o2o.bundle import Manifest
+from safe_o2o.bundle import Manifest, read_manifest
 from safe_o2o.errors import BundleError, ConfigError
 from safe_o2o.files import write_atomic
 from safe_o2o.safety.reachability_gate import GateConfig, GateThresholds
@@ -90,6 +90,11 @@ def read_gate(directory: str | Path, manifest: Manifest) -> GateFile | None:
         raise BundleError(f"is damaged ({error})", where=path, todo=CALIBRATE) from error
     _require(directory, manifest, gate)
     return gate
+
+
+def gate_of(directory: str | Path) -> GateFile | None:
+    """`read_gate` of a bundle's folder; a bundle without a manifest is refused as well."""
+    return read_gate(directory, read_manifest(directory))
 
 
 def _require(directory: str | Path, manifest: Manifest, gate: GateFile) -> None:

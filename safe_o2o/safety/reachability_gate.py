@@ -88,8 +88,8 @@ class GateThresholds:
     speed: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("risk_on", "risk_off", "disagreement", "surprise"):
-            if np.isnan(getattr(self, name)):
+        for name in ("risk_on", "risk_off", "disagreement", "surprise", "recon"):
+            if getattr(self, name) is not None and np.isnan(getattr(self, name)):
                 raise ConfigError("is not a number", where=name)
         if not self.risk_off <= self.risk_on:
             raise ConfigError(
@@ -97,6 +97,18 @@ class GateThresholds:
             )
         if not 0.0 < self.speed <= 1.0:
             raise ConfigError(f"must lie in (0, 1], got {self.speed}", where="speed")
+
+    def stricter(self, other: GateThresholds) -> GateThresholds:
+        """The lower of each of two; a decoder's where both have one."""
+        both = None if self.recon is None or other.recon is None else min(self.recon, other.recon)
+        return GateThresholds(
+            risk_on=min(self.risk_on, other.risk_on),
+            risk_off=min(self.risk_off, other.risk_off),
+            disagreement=min(self.disagreement, other.disagreement),
+            surprise=min(self.surprise, other.surprise),
+            recon=both,
+            speed=min(self.speed, other.speed),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,21 +159,26 @@ class GateDecision:
     Attributes:
         action: what goes to the certified filter `[A]`.
         wish: what the policy wanted `[A]`.
-        state: what became of the policy's action.
-        reason: why it did not pass, `""` where it did.
-        score: the intervention score q of the policy's action.
-        scores: everything that is calibrated, by name: `risk` (q), `disagreement`, `surprise`,
-            `recon` where there is one.
+        state: what it decided about the policy's action.
+        reason: why it should not pass, `""` where it may.
+        scores: everything that is calibrated, by name: `risk` (the intervention score q of the
+            policy's action), `disagreement`, `surprise`, `recon` where there is one.
         stalled: no progress for too long: whoever runs the episode should end it.
+        shadow: True where the policy's action passed whatever was decided.
     """
 
     action: Array
     wish: Array
     state: GateState
     reason: str
-    score: float
     scores: Mapping[str, float]
     stalled: bool = False
+    shadow: bool = False
+
+    @property
+    def done(self) -> GateState:
+        """What became of the policy's action: in shadow it passed."""
+        return GateState.PASS if self.shadow else self.state
 
 
 def intervention_score(risk: Array, kappa: float) -> Array:
@@ -237,6 +254,7 @@ class ReachabilityGate:
         """One tick. Never raises for a number: one that is not finite stops the arm."""
         candidates = reading.candidates
         if not reading.finite:
+            self._calm = 0
             return self._finish(candidates, GateState.BRAKE, "not_finite", {"risk": inf}, None)
         limits = self.thresholds
         q = intervention_score(reading.risk, self._kappa)
@@ -299,17 +317,15 @@ class ReachabilityGate:
             self._calm = self._calm + 1 if calm else 0
             if self._calm < config.settle:
                 return GateState.BRAKE
-            self._recovery.active, self._recovering = False, 0
+            self._calm, self._recovery.active = 0, False  # the next stop settles anew
             return wish if wish is not GateState.RECOVER else self._enter()
         if wish is GateState.BRAKE:
-            self._calm = 0
             return wish
         if self._state is GateState.RECOVER:
             self._recovering += 1
             if self._recovery.update(score):
                 # It holds, unless for too long: what does not help in that time will not.
-                return GateState.RECOVER if self._recovering < config.longest else self._stop()
-            self._recovering = 0
+                return GateState.RECOVER if self._recovering < config.longest else GateState.BRAKE
             return wish if wish is not GateState.RECOVER else self._enter()
         return self._enter() if wish is GateState.RECOVER else wish
 
@@ -317,14 +333,10 @@ class ReachabilityGate:
         """One more recovery, or a stop where there were too many."""
         self._entries += 1
         if self._entries > self.config.entries:
-            return self._stop()
+            return GateState.BRAKE
         self._recovering = 0
         self._recovery.update(inf)
         return GateState.RECOVER
-
-    def _stop(self) -> GateState:
-        self._calm = 0
-        return GateState.BRAKE
 
     def _finish(
         self,
@@ -348,9 +360,9 @@ class ReachabilityGate:
             wish=candidates[0].astype(np.float32),
             state=state,
             reason=reason,
-            score=float(scores["risk"]),
             scores=scores,
-            stalled=self._idle >= self.config.patience,
+            stalled=self._idle >= self.config.patience and not self.shadow,
+            shadow=self.shadow,
         )
 
     def _note_progress(self, state: GateState, value: float | None) -> None:

@@ -30,13 +30,13 @@ from safe_o2o.export.algorithm import export_algorithm, gated
 from safe_o2o.export.graph import Graphs
 from safe_o2o.export.onnx import exported
 from safe_o2o.files import write_atomic
-from safe_o2o.safety.gate_file import read_gate, write_gate
-from safe_o2o.spaces import Spec
+from safe_o2o.safety.gate_file import gate_of, write_gate
 from safe_o2o.training import checkpoint, offline
 from safe_o2o.training.logger import MetricLog
 from safe_o2o.training.memory import keep_freed_memory
 from safe_o2o.training.promotion import PromotionConfig, promote
 from safe_o2o.training.recalibration import recalibrate
+from safe_o2o.training.restore import load_algorithm
 from safe_o2o.training.seed import seed_everything
 
 Progress = Callable[[int, int], None]
@@ -147,7 +147,7 @@ class FineTuner:
         """The heads and the calibration of the gate that acts now, where one does."""
         self.gate: Reachability | None = None
         live = bundle.current(self.run_dir / "bundles")
-        if live is None or read_gate(live.directory, bundle.read_manifest(live.directory)) is None:
+        if live is None or gate_of(live.directory) is None:
             return
         newest = checkpoint.latest(self.run_dir / GATE)
         if newest is None:
@@ -156,12 +156,10 @@ class FineTuner:
                 where=self.run_dir / GATE,
                 todo="keep the checkpoints of `safe-o2o train reachability` there",
             )
-        config = settings.from_json(
-            Reachability.Config, checkpoint.read_header(newest).meta.config, where=newest
-        )
-        spec = Spec.from_json(checkpoint.read_header(newest).meta.spec)
-        self.gate = Reachability(config, spec)
-        self.gate.load_state_dict(checkpoint.load(newest)["algorithm"])
+        heads = load_algorithm(newest)
+        if not isinstance(heads, Reachability):
+            raise CheckpointError("holds no heads of a gate", where=newest)
+        self.gate = heads
         self.calibration = Dataset(self.run_dir / CALIBRATION)
 
     def _prepare(self) -> None:
@@ -195,12 +193,12 @@ class FineTuner:
     def round(self, index: int, progress: Progress | None = None) -> Path | str:
         """Train on what is committed, export, check, promote.
 
+        A round whose episodes all succeeded without a violation leaves the policy as it is: what
+        imitates them can only become more like itself, give or take noise.
+
         Args:
             index: number of the round; one that was finished before is not run again.
             progress: called with (updates done, updates of this round).
-
-        A round whose episodes all succeeded without a violation leaves the policy as it is: what
-        imitates them can only become more like itself, give or take noise.
 
         Returns:
             The promoted bundle, or a line that says why there is none.
@@ -208,7 +206,7 @@ class FineTuner:
         done = self._report_path(index)
         if index < self.rounds and done.exists():
             report = RoundReport(**json.loads(done.read_bytes()))
-        elif (nothing := self._nothing_to_learn(index)) and not self.config.always:
+        elif not self.config.always and (nothing := self._nothing_to_learn(index)):
             step = self.algorithm.online_step
             report = self._close(index, RoundReport("", False, [], nothing, step, {}))
         else:
@@ -223,7 +221,7 @@ class FineTuner:
             for episode in Dataset(self.run_dir / "online")
             if episode.meta.provenance.get("round", index) == index
         ]
-        taught = [e for e in mine if not e.success or bool((e.array("cost") > 0).any())]
+        taught = [e for e in mine if not e.success or e.violation]
         if not mine or taught:
             return ""
         return f"all {len(mine)} episodes succeeded without a violation: nothing to learn from them"
@@ -309,7 +307,7 @@ class FineTuner:
         Old ones are void: the graph has changed, and the loader would refuse them.
         """
         try:
-            previous = read_gate(live, bundle.read_manifest(live))
+            previous = gate_of(live)
             assert previous is not None
             episodes = [*self.calibration, *Dataset(self.run_dir / "online")]
             made = recalibrate(candidate, previous, episodes)

@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safe_o2o import catalog
-from safe_o2o import config as settings
 from safe_o2o.algorithms.latents import STATE, Tracker, What
 from safe_o2o.data.dataset import Dataset, episode_index
 from safe_o2o.data.episode import Episode
@@ -27,6 +25,7 @@ from safe_o2o.errors import CheckpointError, DataError
 from safe_o2o.files import atomic_directory
 from safe_o2o.spaces import Spec
 from safe_o2o.training import checkpoint
+from safe_o2o.training.restore import load_algorithm
 from safe_o2o.types import Array, Transition
 
 ENCODER = "encoder"
@@ -45,16 +44,11 @@ def tracker(path: Path, what: What = "features") -> Tracker:
     Raises:
         CheckpointError: missing, damaged, or of an algorithm without a world model.
     """
-    meta = checkpoint.read_header(path).meta
-    cls = catalog.load("algorithm", meta.algorithm)
-    config = settings.from_json(cls.Config, meta.config, where=path)
-    algorithm = cls(config, Spec.from_json(meta.spec))
-    algorithm.load_state_dict(checkpoint.load(path)["algorithm"])
-    make = getattr(algorithm, "tracker", None)
+    make = getattr(load_algorithm(path), "tracker", None)
     made = make(what) if make is not None else None
     if made is None:
         raise CheckpointError(
-            f"{meta.algorithm} has no world model to encode with",
+            f"{checkpoint.read_header(path).meta.algorithm} has no world model to encode with",
             where=path,
             todo="train one that has: safe-o2o train fosp",
         )

@@ -10,20 +10,16 @@ a calibration on the bundle's own episodes (`safe-o2o calibrate`) takes its plac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from safe_o2o import config as settings
 from safe_o2o.data.episode import Episode
-from safe_o2o.errors import DataError
-from safe_o2o.runtime.gate_calibration import CalibrationConfig, largest, trace
+from safe_o2o.errors import ConfigError, DataError
+from safe_o2o.runtime.gate_calibration import CalibrationConfig, judged, limits, trace
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
-from safe_o2o.safety.calibration import MIN_FIT, CalibrationError, RankScore, thresholds
+from safe_o2o.safety.calibration import MIN_FIT, AlphaTracker, CalibrationError, RankScore
 from safe_o2o.safety.gate_file import GateFile
-from safe_o2o.safety.reachability_gate import GateThresholds
+from safe_o2o.types import GateState
 
 NEWEST = 200
 """Safe episodes that count, the newest."""
@@ -31,7 +27,20 @@ NEWEST = 200
 
 def newest_safe(episodes: Sequence[Episode]) -> list[Episode]:
     """The last `NEWEST` episodes without a cost, oldest first."""
-    return [episode for episode in episodes if not (episode.array("cost") > 0).any()][-NEWEST:]
+    return [episode for episode in episodes if not episode.violation][-NEWEST:]
+
+
+def tracked_alpha(episodes: Sequence[Episode], alpha: float) -> float:
+    """The rate of false alarms to ask for, after those of safe episodes that the gate acted in.
+
+    Rarer alarms than wanted ask for a higher rate and so for lower thresholds. Alarms more often
+    than wanted do not raise one: only a calibration on the bundle's own episodes may.
+    """
+    tracker = AlphaTracker(alpha)
+    for episode in newest_safe(episodes):
+        if episode.meta.provenance.get("gate") == "on":
+            tracker.update(bool((episode.gate != GateState.PASS).any()))
+    return max(alpha, tracker.alpha)
 
 
 def recalibrate(candidate: str | Path, previous: GateFile, episodes: Sequence[Episode]) -> GateFile:
@@ -53,47 +62,19 @@ def recalibrate(candidate: str | Path, previous: GateFile, episodes: Sequence[Ep
             f"{len(safe)} safe episodes to calibrate a new bundle with, needs {MIN_FIT}",
             todo="keep the episodes of the last calibration in RUN/calibration",
         )
-    policy = OnnxPolicy.load(candidate)
-    facts = dict(previous.calibration)
+    policy, facts = OnnxPolicy.load(candidate), previous.calibration
     try:
         rank = RankScore({name: tuple(knots) for name, knots in facts["knots"].items()})
-        names = [name for name in settings.to_json(CalibrationConfig()) if name in facts]
-        asked = CalibrationConfig(**{name: facts[name] for name in names})
-    except (KeyError, TypeError, AttributeError) as error:
+        asked = settings.from_json(CalibrationConfig, facts["asked"], where="asked")
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DataError(
             f"does not say what its thresholds rest on ({error!r})",
             where="the last calibration",
             todo="safe-o2o calibrate",
         ) from error
-    found = [trace(policy, episode, previous.config) for episode in safe]
-    scores = np.array([largest(rank, entry.scores) for entry in found])
-    new = thresholds(scores, [], alpha=asked.alpha, beta=asked.beta, delta=asked.delta)
-    old = previous.thresholds
-    on = min(old.risk_on, rank.threshold("risk", new.theta))
-
-    def lower(name: str, before: float | None) -> float | None:
-        return None if before is None else min(before, rank.threshold(name, new.theta))
-
-    limits = replace(
-        old,
-        risk_on=on,
-        risk_off=min(old.risk_off, on, rank.threshold("risk", new.theta_off)),
-        recon=lower("recon", old.recon),
-        speed=min(old.speed, asked.slow),
-        **{name: lower(name, getattr(old, name)) for name in ("disagreement", "surprise")},
-    )
-    said: dict[str, Any] = {
-        **facts,
-        **settings.to_json(new),
-        "calibrated": False,
-        "provisional": True,
-        "n_violating": 0,
-        "safe_episodes": [entry.episode for entry in found],
-        "safe_scores": [float(x) for x in scores],
-        "violating_episodes": [],
-        "violating_scores": [],
-        "late": 0,
-        "detected_by_lead": [],
-    }
-    assert isinstance(limits, GateThresholds)
-    return GateFile(policy.manifest.graph_sha256, limits, previous.config, said)
+    replayed = [trace(policy, episode, previous.config) for episode in safe]
+    alpha = tracked_alpha(episodes, asked.alpha)
+    found, said = judged(rank, replayed, [], asked, alpha)
+    new = limits(rank, found, asked.slow).stricter(previous.thresholds)
+    facts = {**facts, **said, "calibrated": False, "provisional": True}
+    return GateFile(policy.manifest.graph_sha256, new, previous.config, facts)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from safe_o2o.data.recorder import EpisodeMeta, Recorder
+from safe_o2o.runtime.actors import source_of
 from safe_o2o.types import (
     STALLED,
     Array,
@@ -164,7 +165,8 @@ class EpisodeAssembler:
         ]
         worst = max(between, key=lambda status: status.verdict, default=new.status)
         ended = after.event == "end"
-        state = before.outputs.get("gate_state")
+        said = before.outputs.get("gate_done")
+        gate = None if said is None else GateState(int(said))
         kept = self.recorder.append(
             Transition(
                 obs=old.obs,
@@ -179,7 +181,8 @@ class EpisodeAssembler:
                 margin=min((status.margin for status in between), default=new.status.margin),
                 stamp=old.state.stamp,
                 force=max((status.force for status in between), default=new.status.force),
-                gate=None if state is None else GateState(int(state)),
+                source=source_of(gate),
+                gate=gate,
             )
         )
         self.dropped_transitions += not kept
@@ -192,6 +195,8 @@ class EpisodeAssembler:
             seed=output.seed,
             provenance={
                 "bundle": output.bundle,
+                "graph": output.graph,
+                "gate": output.gate,
                 "round": output.round,
                 "deployment": "ros2",
                 "began": status.began,

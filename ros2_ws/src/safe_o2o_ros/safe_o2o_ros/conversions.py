@@ -307,6 +307,8 @@ class PolicyOutput:
         action: proposed action `[A]` in [-1, 1] (empty at the end).
         outputs: what else the graph said: risk, values; a number each.
         bundle: version of the policy bundle.
+        graph: hash of its graph.
+        gate: what its reachability gate may do: `on`, `shadow` or `off`.
         round: number of the round of online learning that the episode belongs to, from 0.
         truncated: time ran out (at the end only).
         terminated: the task ended (at the end only).
@@ -320,6 +322,8 @@ class PolicyOutput:
     action: tuple[float, ...]
     outputs: dict[str, float]
     bundle: str
+    graph: str
+    gate: str
     round: int
     truncated: bool
     terminated: bool

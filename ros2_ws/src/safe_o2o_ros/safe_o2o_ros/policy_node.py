@@ -22,7 +22,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.runtime.actors import with_executed
+from safe_o2o.runtime.actors import gate_decision, with_executed
 from safe_o2o.runtime.cartesian import CartesianDelta
 from safe_o2o.runtime.live_policy import LivePolicy
 from safe_o2o.runtime.rounds import count_episodes
@@ -204,7 +204,7 @@ class PolicyNode(GuardedNode):
             proposal = self.cartesian.proposal(action, state)
         self._proposals.publish(proposal_to_msg(proposal))
         self._asked, self._asked_at = status.stamp, time.monotonic()
-        gate = gates[0] if (gates := getattr(self.live.policy, "last_decisions", ())) else None
+        gate = gate_decision(self.live.policy)
         self._publish_output(status, action if gate is None else gate.wish, "decision")
         self.step_count += 1
         self._stalled = gate is not None and gate.stalled
@@ -243,7 +243,7 @@ class PolicyNode(GuardedNode):
             event=event,
             action=tuple(float(entry) for entry in np.ravel(action)),
             outputs={STALLED: float(self._stalled)} if ended else self.live.figures(),
-            bundle=self.live.version,
+            **self.live.provenance,
             round=self._recorded // per_round if per_round else 0,
             truncated=ended and not status.terminated,
             terminated=ended and status.terminated,
