@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +17,12 @@ from safe_o2o.runtime.robot_env import RobotEnv
 from safe_o2o.types import Array, CertifiedCommand, Command, RobotState
 from safe_o2o_sim.make import make_env
 from safe_o2o_sim.pybullet_twin import PybulletTwin
-from safe_o2o_sim.randomization import VARIANTS, sample_layout
+from safe_o2o_sim.randomization import HARMLESS, VARIANTS, sample_layout
 from safe_o2o_sim.scene import GREEN, RED, YELLOW, Block, SceneLayout
 from safe_o2o_sim.tasks.safe_reach import SafeReach, SafeReachConfig
+from safe_o2o_sim.tasks.safe_reach_2 import SafeReach2Config
 from safe_o2o_sim.tasks.safe_reach_behaviors import Expert, RandomWalk, Unsafe
+from safe_o2o_sim.twin_camera import TwinCamera
 
 
 class Straight(Unsafe):
@@ -97,6 +100,37 @@ def test_variants_change_what_they_say_and_nothing_else() -> None:
     ]
     with pytest.raises(ConfigError, match="colour"):
         sample_layout(np.random.default_rng(0), "color")
+
+
+@pytest.mark.parametrize("variant", HARMLESS)
+def test_a_harmless_novelty_is_seen_and_changes_nothing_that_can_be_touched(variant: str) -> None:
+    high = np.array(WORKSPACE[1])
+    camera = TwinCamera()
+    camera.connect()
+    for seed in range(30):
+        plain = sample_layout(np.random.default_rng(seed), "standard")
+        new = sample_layout(np.random.default_rng(seed), variant)
+        assert new.tool == plain.tool
+        assert new.scene != plain.scene
+        same = dataclasses.replace(
+            new.scene, cloth=plain.scene.cloth, light=plain.scene.light, distractors=()
+        )
+        assert same == plain.scene
+        assert SceneLayout.from_json(new.scene.to_json()) == new.scene
+        for block in new.scene.distractors:
+            assert abs(block.position[1]) - 0.5 * block.size[1] > high[1]
+        if seed < 3:
+            pictures = []
+            for scene in (plain.scene, new.scene, plain.scene):
+                camera.set_scene(scene)
+                pictures.append(camera.read()[0].astype(int))
+            changed = (np.abs(pictures[1] - pictures[0]).max(-1) > 8).mean()
+            assert changed > (0.002 if variant == "distractor" else 0.2)
+            np.testing.assert_array_equal(pictures[2], pictures[0])
+    camera.close()
+    assert SafeReachConfig(variant=variant).variant == variant
+    with pytest.raises(ConfigError, match="unknown scene variant"):
+        SafeReach2Config(variant=variant)
 
 
 def test_no_episode_begins_with_a_contact_or_at_the_goal(blind: RobotEnv) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.types import Array
-from safe_o2o_sim.scene import GREEN, RED, YELLOW, Block, SceneLayout
+from safe_o2o_sim.scene import GREEN, RED, WHITE, YELLOW, Block, Light, SceneLayout
 
 VARIANTS = ("standard", "shape", "goal", "number", "colour")
 """What the offline data shows, and four unseen scenes: cylinders for boxes, a cube for the goal
 cylinder, a third (smaller) obstacle, yellow obstacles."""
+HARMLESS = ("table", "light", "distractor")
+"""Scenes that look new where it does not matter: another cloth, another lamp, things that lie where
+no arm reaches. An alarm that knows danger from novelty stays silent in them."""
 
 _START = ((0.36, -0.20, 0.07), (0.50, 0.20, 0.12))
 _GOAL = ((0.42, -0.19), (0.64, 0.19))
@@ -38,16 +41,14 @@ class EpisodeLayout:
     tool: tuple[float, float, float]
 
 
-def require_variant(variant: str) -> None:
-    """Refuse a name that is not in `VARIANTS`.
+def require_variant(variant: str, known: tuple[str, ...] = VARIANTS) -> None:
+    """Refuse a name that is not known.
 
     Raises:
         ConfigError: with the names that are.
     """
-    if variant not in VARIANTS:
-        raise ConfigError(
-            f"unknown scene variant {variant!r}", todo=f"known: {', '.join(VARIANTS)}"
-        )
+    if variant not in known:
+        raise ConfigError(f"unknown scene variant {variant!r}", todo=f"known: {', '.join(known)}")
 
 
 def sample_layout(generator: np.random.Generator, variant: str) -> EpisodeLayout:
@@ -58,7 +59,7 @@ def sample_layout(generator: np.random.Generator, variant: str) -> EpisodeLayout
     Raises:
         ConfigError: no such variant.
     """
-    require_variant(variant)
+    require_variant(variant, (*VARIANTS, *HARMLESS))
     number = 3 if variant == "number" else 2
     for _ in range(_ATTEMPTS):
         start = generator.uniform(*_START)
@@ -69,6 +70,8 @@ def sample_layout(generator: np.random.Generator, variant: str) -> EpisodeLayout
         if places is not None:
             yaws = generator.uniform(-0.4, 0.4, number)
             scene = _scene(variant, goal, places, yaws)
+            if variant in HARMLESS:  # drawn last: the same seed gives the same places
+                scene = _harmless(variant, scene, generator)
             return EpisodeLayout(scene, (float(start[0]), float(start[1]), float(start[2])))
     raise ConfigError(f"no layout found in {_ATTEMPTS} attempts", where=f"variant {variant}")
 
@@ -117,3 +120,27 @@ def _scene(variant: str, goal: Array, places: list[Array], yaws: Array) -> Scene
         colour=RED,
     )
     return SceneLayout(obstacles, target)
+
+
+def _harmless(variant: str, scene: SceneLayout, generator: np.random.Generator) -> SceneLayout:
+    """The scene as it looks with something new in it that nothing depends on."""
+    if variant == "table":
+        tint = generator.uniform(0.55, 1.0, 3) * WHITE
+        return replace(scene, cloth=(float(tint[0]), float(tint[1]), float(tint[2])))
+    if variant == "light":
+        azimuth, height = generator.uniform((-1.8, 0.6), (1.8, 1.3))
+        away = np.cos(height)
+        direction = (away * np.cos(azimuth), away * np.sin(azimuth), np.sin(height))
+        x, y, z = (float(part) for part in direction)
+        ambient, diffuse = generator.uniform((0.40, 0.2), (0.52, 0.45))
+        warm = float(generator.uniform(0.75, 0.95))
+        light = Light((x, y, z), (1.0, 0.5 + 0.5 * warm, warm), float(ambient), float(diffuse))
+        return replace(scene, light=light)
+    found = []
+    for side in (-1.0, 1.0):
+        x, y = generator.uniform(0.30, 0.45), side * generator.uniform(0.255, 0.28)
+        length, *tint = generator.uniform((0.06, 0.1, 0.1, 0.1), (0.12, 0.9, 0.9, 0.9))
+        colour = (float(tint[0]), float(tint[1]), float(tint[2]))
+        size = (float(length), 0.02, 0.02)
+        found.append(Block("box", size, (float(x), float(y)), colour))
+    return replace(scene, distractors=tuple(found))

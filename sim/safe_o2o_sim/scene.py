@@ -24,6 +24,7 @@ from safe_o2o_sim.steady_normals import with_steady_normals
 GREEN = (0.10, 0.60, 0.20)
 RED = (0.85, 0.10, 0.10)
 YELLOW = (0.85, 0.75, 0.15)
+WHITE = (0.92, 0.92, 0.89)
 
 ARM_JOINTS = tuple(range(7))
 """PyBullet's indices of panda_joint1..7."""
@@ -151,6 +152,7 @@ class SceneLayout:
         distractors: what is seen, but touches nobody: flat, or where no arm reaches.
         light: where it comes from, and how much.
         camera: None is a camera that is exactly where it is meant to be.
+        cloth: colour of what everything stands on.
     """
 
     obstacles: tuple[Block, ...]
@@ -158,6 +160,7 @@ class SceneLayout:
     distractors: tuple[Block, ...] = ()
     light: Light = PLAIN_LIGHT
     camera: CameraOffset | None = None
+    cloth: Colour = WHITE
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready description."""

@@ -34,7 +34,7 @@ Rectangle = tuple[float, float, float, float]
 
 _TABLE: Rectangle = (-0.50, -1.00, 1.10, 1.00)
 _CLOTH: Rectangle = (0.27, -0.31, 0.73, 0.31)
-_TABLE_COLOUR, _CLOTH_COLOUR = (0.15, 0.15, 0.17), (0.92, 0.92, 0.89)
+_TABLE_COLOUR = (0.15, 0.15, 0.17)
 _ARM, _HAND, _FINGERS = (0.80, 0.80, 0.82), (0.36, 0.40, 0.50), (0.10, 0.10, 0.12)
 
 
@@ -87,7 +87,7 @@ class TwinCamera:
                 self._arm, link, rgbaColor=[*colour, 1.0], physicsClientId=client
             )
         _add_ground(client, _around(_CLOTH, _TABLE), _TABLE_COLOUR)
-        _add_ground(client, [_CLOTH], _CLOTH_COLOUR)
+        self._cloth = _add_ground(client, [_CLOTH], EMPTY.cloth)
         self._blocks: list[int] = []
         self.set_scene(self._layout, self._began)
         self.follow(self._q, self._stamp)
@@ -104,6 +104,9 @@ class TwinCamera:
         self._light = _light(layout.light)
         if self._client is None:
             return
+        pybullet.changeVisualShape(
+            self._cloth, -1, rgbaColor=[*layout.cloth, 1.0], physicsClientId=self._client
+        )
         # Newest first, so that the renderer's list is the same whatever stood there before.
         while self._blocks:
             pybullet.removeBody(self._blocks.pop(), physicsClientId=self._client)
@@ -190,7 +193,7 @@ def _around(hole: Rectangle, whole: Rectangle) -> list[Rectangle]:
 
 def _add_ground(
     client: int, rectangles: list[Rectangle], colour: tuple[float, float, float]
-) -> None:
+) -> int:
     """Flat rectangles at z = 0 that do not overlap: each pixel drawn once saves a fifth."""
     vertices: list[list[float]] = []
     indices: list[int] = []
@@ -206,4 +209,4 @@ def _add_ground(
         rgbaColor=[*colour, 1.0],
         physicsClientId=client,
     )
-    pybullet.createMultiBody(0.0, -1, shape, physicsClientId=client)
+    return int(pybullet.createMultiBody(0.0, -1, shape, physicsClientId=client))

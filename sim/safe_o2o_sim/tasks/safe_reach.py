@@ -18,7 +18,13 @@ from safe_o2o.runtime.cartesian import WORKSPACE
 from safe_o2o.spaces import ArraySpec, ObservationSpec, Spec
 from safe_o2o.types import Array, Observation, RobotState
 from safe_o2o_sim.pybullet_twin import PybulletTwin
-from safe_o2o_sim.randomization import EpisodeLayout, require_variant, sample_layout
+from safe_o2o_sim.randomization import (
+    HARMLESS,
+    VARIANTS,
+    EpisodeLayout,
+    require_variant,
+    sample_layout,
+)
 from safe_o2o_sim.tasks.cartesian_task import TOOL_POSE, CartesianTask, Corner, tool_steps
 from safe_o2o_sim.twin_camera import TwinCamera
 
@@ -28,7 +34,7 @@ class SafeReachConfig:
     """What makes the task.
 
     Attributes:
-        variant: scene variant (`randomization.VARIANTS`).
+        variant: scene variant (`variants`).
         max_steps: policy steps after which an episode is cut off.
         period: policy period, s.
         max_delta: farthest that one action moves the tool along an axis, m.
@@ -41,6 +47,7 @@ class SafeReachConfig:
         image_size: height and width of the picture, pixels.
     """
 
+    variants: ClassVar[tuple[str, ...]] = (*VARIANTS, *HARMLESS)
     variant: str = "standard"
     max_steps: int = 80
     period: float = 0.2
@@ -52,7 +59,7 @@ class SafeReachConfig:
     image_size: int = 64
 
     def __post_init__(self) -> None:
-        require_variant(self.variant)
+        require_variant(self.variant, self.variants)
         require_positive(
             self, "max_steps", "period", "max_delta", "tolerance", "tool_speed", "image_size"
         )

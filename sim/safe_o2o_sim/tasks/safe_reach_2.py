@@ -7,8 +7,10 @@ where level 1 no longer tells them apart. The obstacles are known to the camera 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from safe_o2o_sim.mixed_layouts import sample_mixed_layout
+from safe_o2o_sim.randomization import VARIANTS
 from safe_o2o_sim.tasks.safe_reach import SafeReach, SafeReachConfig
 
 
@@ -20,6 +22,7 @@ class SafeReach2Config(SafeReachConfig):
         max_steps: policy steps after which an episode is cut off; the expert needs 27 on average.
     """
 
+    variants: ClassVar[tuple[str, ...]] = VARIANTS
     max_steps: int = 60
 
 
