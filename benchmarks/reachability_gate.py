@@ -451,9 +451,8 @@ def show(table: Table) -> None:
         print("10 " + ", ".join(f"{k} {v:.2f}" for k, v in row.items() if k.endswith("_ms")))
     for row in table.all("heads"):
         spent = f"states {row['encode_s']:.0f} s, training {row['train_s']:.0f} s"
-        print(
-            f"heads, seed {row['seed']}: {spent}, {row['updates']} updates, {row['threads']} threads"
-        )
+        budget = f"{row['updates']} updates, {row['threads']} threads"
+        print(f"heads, seed {row['seed']}: {spent}, {budget}")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
