@@ -251,6 +251,14 @@ class Task(Protocol):
         """Largest contact force since the last call, N; NaN where nobody measures it."""
         ...
 
+    def clearance(self) -> float:
+        """Distance of the arm from what it must not touch, now, m; NaN where nobody knows it.
+
+        0 where it was touched since the last call. A label to train with: no policy and no filter
+        ever reads it.
+        """
+        ...
+
 
 class Env(Protocol):
     """Robot + task + filter, or any simulator directly."""

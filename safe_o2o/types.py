@@ -151,6 +151,8 @@ class Transition:
         source: who proposed.
         stamp: stamp of `obs`, s.
         force: largest contact force during the action, N; NaN where nobody measured it.
+        clearance: distance of the arm from what it must not touch after the action, m, 0 if it
+            was touched; NaN where nobody knows it. For training alone.
         gate: what the reachability gate made of `proposed_action`; None where there was none.
     """
 
@@ -167,6 +169,7 @@ class Transition:
     source: Source = Source.POLICY
     stamp: float = 0.0
     force: float = math.nan
+    clearance: float = math.nan
     gate: GateState | None = None
 
 
@@ -186,6 +189,8 @@ class Step:
         margin: smallest filter margin over the control ticks of this step.
         stamp: stamp of `obs`, s.
         force: largest contact force during the action, N; NaN where nobody measured it.
+        clearance: distance of the arm from what it must not touch after the action, m, 0 if it
+            was touched; NaN where nobody knows it. For training alone.
         info: extras for logs and reports, JSON-ready.
     """
 
@@ -200,4 +205,5 @@ class Step:
     margin: float = 1.0
     stamp: float = 0.0
     force: float = math.nan
+    clearance: float = math.nan
     info: Mapping[str, Any] = field(default_factory=dict)

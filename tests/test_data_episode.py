@@ -50,20 +50,21 @@ def test_what_was_recorded_is_read_back(tmp_path: Path) -> None:
     assert episode.array("stamp").tolist() == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
 
 
-def test_a_contact_force_is_kept_where_somebody_measured_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["force", "clearance"])
+def test_what_somebody_measured_is_kept(tmp_path: Path, name: str) -> None:
     transitions, final_obs, final_stamp = make_transitions(4)
     measured = [0.0, np.nan, 12.5, 3.0]
-    felt = [replace(t, force=f) for t, f in zip(transitions, measured, strict=True)]
-    for name, steps in (("felt", felt), ("numb", transitions)):
-        path = tmp_path / name
+    felt = [replace(t, **{name: f}) for t, f in zip(transitions, measured, strict=True)]
+    for folder, steps in (("felt", felt), ("numb", transitions)):
+        path = tmp_path / folder
         write_episode(path, steps, final_obs, final_stamp, spec=make_spec(), meta=META)
-    np.testing.assert_array_equal(Episode(tmp_path / "felt").force, measured)
-    assert [t.force for t in Episode(tmp_path / "felt").transitions()][2] == 12.5
-    assert "force" not in Episode(tmp_path / "numb").names
-    assert np.isnan(Episode(tmp_path / "numb").force).all()
+    np.testing.assert_array_equal(Episode(tmp_path / "felt").measured(name), measured)
+    assert [getattr(t, name) for t in Episode(tmp_path / "felt").transitions()][2] == 12.5
+    assert name not in Episode(tmp_path / "numb").names
+    assert np.isnan(getattr(Episode(tmp_path / "numb"), name)).all()
     for wrong in (-1.0, np.inf):
-        bad = [replace(felt[0], force=wrong), *felt[1:]]
-        with pytest.raises(DataError, match="force"):
+        bad = [replace(felt[0], **{name: wrong}), *felt[1:]]
+        with pytest.raises(DataError, match=name):
             write_episode(
                 tmp_path / "bad", bad, final_obs, final_stamp, spec=make_spec(), meta=META
             )

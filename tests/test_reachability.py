@@ -81,6 +81,30 @@ def test_what_can_be_avoided_is_told_from_what_cannot(learned: Reachability) -> 
     assert risk(learned, 0.3, 1.0) > risk(learned, 0.3, -1.0) + 0.25
 
 
+@pytest.mark.parametrize("told", [1.0, 0.5], ids=["all distances", "half of them"])
+def test_where_distances_are_told_they_are_what_is_learned(told: float) -> None:
+    config = replace(
+        PRESETS["tiny"], reads=("deter",), total_updates=600, hidden_dims=(64, 64), novelty=False,
+        critic_lr=2e-3, margin_lr=1e-2, tau=0.02, safe_distance=0.1, distance_scale=0.5,
+    )  # fmt: skip
+    algorithm = Reachability(config, LINE)
+    for update in range(config.total_updates):
+        batch = transitions(update)
+        assert batch.next_obs is not None
+        clearance = (CLIFF - batch.next_obs["deter"][:, 0]).clamp(min=0.0)
+        clearance[int(told * len(clearance)) :] = torch.nan  # a real arm's, nobody knows
+        metrics = algorithm.update(replace(batch, clearance=clearance))
+        assert all(math.isfinite(value) for value in metrics.values())
+    assert "margin/error" in metrics and "margin/loss" not in metrics
+    x = torch.linspace(-0.7, 0.6, 8)  # up to the jump at the cliff
+    with torch.no_grad():
+        margin = torch.tanh(algorithm.heads.margin(torch.stack([x, x**2], -1)))
+    expected = -((0.1 - (CLIFF - x)) / 0.5).clamp(-1.0, 1.0)
+    assert (margin - expected).abs().max() < 0.15
+    # Far from the cliff the risk says how far: what contacts alone cannot tell.
+    assert risk(algorithm, -0.3, 0.0) < -0.6 and risk(algorithm, 0.6, 0.0) > 0.5
+
+
 def test_the_recovery_policy_leads_away(learned: Reachability) -> None:
     for x in (0.3, 0.38):
         action = learned.policy.act({"deter": torch.tensor([[x, x**2]])}, ())[0]
@@ -144,7 +168,8 @@ def test_imagined_states_are_learned_from_where_no_embedding_is_read(tmp_path: P
     batch = replace(base, obs=state(), next_obs=state(), action=base.action[:, :1])
     metrics = algorithm.update(batch)
     assert all(math.isfinite(value) for value in metrics.values())
-    feature, action, after, violated, ended, novelty = algorithm._imagined(batch)
+    feature, action, after, violated, ended, novelty, told = algorithm._imagined(batch)
+    assert bool((told.isfinite() == (violated > 0)).all())  # nobody measures what is imagined
     rows = len(feature)
     assert config.imagined <= rows <= config.imagined * config.horizon
     assert after.shape == feature.shape == (rows, sizes["deter"] + sizes["stoch"])
@@ -155,7 +180,7 @@ def test_imagined_states_are_learned_from_where_no_embedding_is_read(tmp_path: P
             parameter.fill_(0.0)
         made.net.model.cost.mlp.output.bias.fill_(1.0 if made.net.model.cost.two_hot is None else 0)
     algorithm.use_model(made)
-    _, _, _, violated, _, _ = algorithm._imagined(batch)
+    violated = algorithm._imagined(batch)[3]
     assert len(violated) == config.imagined and bool(violated.all())
 
 

@@ -37,6 +37,7 @@ def status(
         reward=reward,
         cost=cost,
         force=force,
+        clearance=0.03,
         terminated=False,
         verdict=verdict,
         reason=reason,
@@ -132,6 +133,7 @@ def test_every_interleaving_of_the_two_streams_gives_the_episode_that_happened(d
         assert (first.action, first.proposed_action) == pytest.approx((0.5, 0.25))
         assert (second.action, second.proposed_action) == pytest.approx((1.0, 0.75))
         assert (first.force, second.force) == (4.0, 9.0)
+        assert (first.clearance, second.clearance) == (0.0, pytest.approx(0.03))  # touched, near
         assert (first.cost, second.cost, first.reward, second.reward) == (1, 0, 0, 1)
         assert (first.verdict, second.verdict) == (Verdict.PASS, Verdict.STOPPED)
         assert second.reason == "age" and first.reason == ""

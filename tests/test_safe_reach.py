@@ -15,6 +15,7 @@ from safe_o2o.errors import ConfigError, RobotStateError
 from safe_o2o.runtime.cartesian import WORKSPACE, certified_box
 from safe_o2o.runtime.robot_env import RobotEnv
 from safe_o2o.types import Array, CertifiedCommand, Command, RobotState
+from safe_o2o_sim.bullet import pybullet
 from safe_o2o_sim.make import make_env
 from safe_o2o_sim.pybullet_twin import PybulletTwin
 from safe_o2o_sim.randomization import HARMLESS, VARIANTS, sample_layout
@@ -131,6 +132,29 @@ def test_a_harmless_novelty_is_seen_and_changes_nothing_that_can_be_touched(vari
     assert SafeReachConfig(variant=variant).variant == variant
     with pytest.raises(ConfigError, match="unknown scene variant"):
         SafeReach2Config(variant=variant)
+
+
+def test_the_clearance_is_the_distance_of_the_nearest_obstacle(blind: RobotEnv) -> None:
+    """Against the answer of PyBullet itself; 0 after a touch, though the arm has left by then."""
+    step, twin, seen = blind.reset(3), blind.robot, []
+    assert isinstance(twin, PybulletTwin)
+    actor = Straight(blind.task)
+    actor.reset(3)
+    for _ in range(30):
+        step = blind.step(actor.act(step.obs))
+        found = [
+            point[8]
+            for body in twin._obstacles
+            for point in pybullet.getClosestPoints(
+                twin._arm, body, 0.2, physicsClientId=twin._client
+            )
+        ]
+        here = max(min(found, default=0.2), 0.0)
+        assert step.clearance == (0.0 if step.cost else pytest.approx(here, abs=1e-9))
+        seen.append(step.clearance)
+        if step.terminated:
+            break
+    assert min(seen) < 0.03 < max(seen) <= 0.2
 
 
 def test_no_episode_begins_with_a_contact_or_at_the_goal(blind: RobotEnv) -> None:

@@ -10,108 +10,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from safe_o2o.algorithms.gated import fingerprint
-from safe_o2o.algorithms.latents import STATE, Tracker
+from safe_o2o.algorithms.latents import Tracker
+from safe_o2o.algorithms.reachability_config import PRESETS, ReachabilityConfig
 from safe_o2o.algorithms.reachability_nets import Heads, RecoveryModule
 from safe_o2o.algorithms.safety_value import (
+    distance_label,
     margin_loss,
     novelty_label,
     safety_discount,
     safety_target,
 )
-from safe_o2o.config import require_positive
 from safe_o2o.data.batch import Batch
-from safe_o2o.errors import CheckpointError, ConfigError, SpecMismatchError, UnknownNameError
+from safe_o2o.errors import CheckpointError, SpecMismatchError, UnknownNameError
 from safe_o2o.nets.critic import ema_update
 from safe_o2o.nets.mlp import constant
-from safe_o2o.nets.precision import Precision, training_arithmetic
+from safe_o2o.nets.precision import training_arithmetic
 from safe_o2o.nets.rssm import Latent
 from safe_o2o.spaces import Spec
 
 _QUANTILES = (0.25, 0.75, 0.995)
-
-
-@dataclass(frozen=True)
-class ReachabilityConfig:
-    """Settings; the defaults fit the states of preset `small` and ten minutes of two CPU cores."""
-
-    seed: int = 0
-    total_updates: int = 8_000
-    batch_size: int = 256
-    reads: tuple[str, ...] = STATE
-    """arrays of the state that the heads read; without `embed` they are trained on imagined states
-    as well"""
-    hidden_dims: tuple[int, ...] = (256, 256)
-    critics: int = 3
-    predictors: int = 5
-    predictor_share: float = 0.8
-    """share of the episodes that each predictor sees"""
-    discount: float = 0.99
-    """where the schedule ends; an approach of K steps without a way out is seen for
-    K = ln 2 / -ln discount, 69 steps (spec 6.2)"""
-    discount_start: float = 0.85
-    warmup: float = 0.025
-    """share of the updates with discount 0: the critic learns the margin"""
-    stages: int = 50
-    """steps of the discount's schedule"""
-    tau: float = 0.005
-    critic_lr: float = 3e-4
-    actor_lr: float = 1e-4
-    predictor_lr: float = 3e-4
-    margin_lr: float = 1e-4
-    action_penalty: float = 1e-2
-    novelty: bool = True
-    """whether not to know what happens counts as dangerous"""
-    imagined: int = 16
-    """starts of imagined rollouts an update; 0, or a feature with `embed`, imagines nothing"""
-    horizon: int = 15
-    reconstruct: bool = False
-    """whether the gate also decodes the picture and scores how unlikely it is: a decoder's pass a
-    decision"""
-    precision: Precision = "auto"
-    """arithmetic of critics, margin and recovery policy while training; the predictors, whose small
-    differences count, are computed in fp32"""
-    explore: float = 0.1
-    """noise on the recovery policy in half of the imagined rollouts"""
-
-    def __post_init__(self) -> None:
-        require_positive(self, "total_updates", "batch_size", "critics", "predictors", "stages")
-        require_positive(self, "critic_lr", "actor_lr", "predictor_lr", "margin_lr", "horizon")
-        if self.reads != tuple(name for name in STATE if name in self.reads) or not self.reads:
-            raise ConfigError(
-                f"must be some of {', '.join(STATE)} in this order, got {', '.join(self.reads)}",
-                where="reads",
-            )
-        if "deter" not in self.reads:
-            raise ConfigError("needs deter: that is what is predicted", where="reads")
-        if not 0.0 <= self.discount_start <= self.discount < 1.0:
-            raise ConfigError(
-                f"must lie between discount_start ({self.discount_start}) and 1, "
-                f"got {self.discount}",
-                where="discount",
-            )
-        if not 0.0 < self.predictor_share <= 1.0:
-            raise ConfigError(f"must lie in (0, 1], got {self.predictor_share}",
-                              where="predictor_share")  # fmt: skip
-
-
-PRESETS = {
-    "small": ReachabilityConfig(),
-    "tiny": ReachabilityConfig(
-        total_updates=200, batch_size=32, hidden_dims=(32, 32), critics=2, predictors=3, imagined=4,
-        horizon=3,
-    ),
-    "paper": ReachabilityConfig(
-        total_updates=200_000, batch_size=512, reads=("deter", "stoch"), hidden_dims=(512, 512),
-        imagined=32,
-    ),
-}  # fmt: skip
 
 
 class Reachability:
@@ -193,12 +116,16 @@ class Reachability:
         feature, after = heads.feature(batch.obs), heads.feature(batch.next_obs)
         violated = (batch.cost > 0).float()
         seen = self._predict(feature, batch, metrics)
-        parts = [(feature, batch.action, after, violated, batch.terminated.float(), seen)]
+        told = self._told(batch, violated)
+        parts = [(feature, batch.action, after, violated, batch.terminated.float(), seen, told)]
         if self.imagines and self.tracker is not None:
             parts.append(self._imagined(batch))
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         with training_arithmetic(self.config.precision, self.device):
-            self._separate(columns[2], columns[3], metrics)
+            if batch.clearance is not None and bool(batch.clearance.isfinite().any()):
+                self._measure(after, told, metrics)
+            else:
+                self._separate(columns[2], columns[3], metrics)
             feature, action, target = columns[0], columns[1], self._target(*columns)
             risk = heads.risks(feature, action)
             loss = nn.functional.huber_loss(risk, target.expand_as(risk))
@@ -271,6 +198,21 @@ class Reachability:
             mixed = ((mixed ^ (mixed >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
         return (mixed < self.config.predictor_share * 0xFFFFFFFF).float()
 
+    def _told(self, batch: Batch, violated: Tensor) -> Tensor:
+        """Danger on arrival as the data tell it `[B]`: 1 in contact, else by distance, or NaN."""
+        label, cfg = torch.full_like(violated, torch.nan), self.config
+        if batch.clearance is not None:
+            label = distance_label(batch.clearance, cfg.safe_distance, cfg.distance_scale)
+        return torch.where(violated > 0, torch.ones_like(label), label)
+
+    def _measure(self, after: Tensor, told: Tensor, metrics: dict[str, Tensor]) -> None:
+        """The margin's step where distances are known: it is what they say."""
+        known = told.isfinite()
+        error = -torch.tanh(self.heads.margin(after)) - torch.where(known, told, 0.0)
+        loss = (error.square() * known).sum() / known.sum()
+        self._optimize("margin", loss)
+        metrics["margin/error"] = loss
+
     def _separate(self, after: Tensor, violated: Tensor, metrics: dict[str, Tensor]) -> None:
         """The margin's step, on as many safe states as failed ones."""
         size = len(after)
@@ -293,10 +235,15 @@ class Reachability:
         violated: Tensor,
         ended: Tensor,
         novelty: Tensor,
+        told: Tensor,
     ) -> Tensor:
-        """What the critic is to say of transitions `[N]`; `novelty` is the score of the actions."""
+        """What the critic is to say of transitions `[N]`.
+
+        `novelty` is the score of the actions, `told` the danger that the data tell, NaN where the
+        margin has to.
+        """
         heads = self.heads
-        h = torch.where(violated > 0, 1.0, -torch.tanh(heads.margin(after)))
+        h = torch.where(told.isfinite(), told, -torch.tanh(heads.margin(after)))
         then = heads.recovery(after)
         later = torch.stack([member(after, then)[..., 0] for member in self.slow]).amax(0)
         if self.config.novelty:
@@ -343,7 +290,8 @@ class Reachability:
             if cfg.novelty and self.discount > 0.0:
                 bad |= novelty > self.novelty[2]
             ended = model.cont(latent.feature)[..., 0] <= 0
-            row = (feature, action, after, bad.float(), ended.float(), novelty)
+            told = torch.where(bad, torch.ones_like(novelty), torch.nan)
+            row = (feature, action, after, bad.float(), ended.float(), novelty, told)
             columns.append(tuple(column[alive] for column in row))
             alive = alive & ~bad & ~ended
         return tuple(torch.cat(parts) for parts in zip(*columns, strict=True))

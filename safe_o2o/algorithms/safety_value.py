@@ -53,6 +53,11 @@ def novelty_label(novelty: Tensor, threshold: Tensor, width: Tensor) -> Tensor:
     return ((novelty - threshold) / width).clamp(-1.0, 1.0)
 
 
+def distance_label(clearance: Tensor, safe: float, scale: float) -> Tensor:
+    """How dangerous a distance is: clip((safe - clearance) / scale, -1, 1); NaN stays NaN (6.1)."""
+    return ((safe - clearance) / scale).clamp(-1.0, 1.0)
+
+
 def margin_loss(
     margin: Callable[[Tensor], Tensor], safe: Tensor, failed: Tensor, mix: Tensor
 ) -> Tensor:

@@ -64,6 +64,8 @@ class Batch:
         source: who proposed the action `[B, T]` uint8, aligned with `action`.
         force: largest contact force during the action, N, `[B, T]` float32, aligned with `action`;
             NaN where nobody measured it.
+        clearance: distance to what must not be touched after the action, m, `[B, T]` float32,
+            aligned with `action`; NaN where nobody knows it.
         gate: what the reachability gate made of the action `[B, T]` uint8 (`GateState`), aligned
             with `action`; 255 where there was none.
         index: where each record came from; None for a batch that no replay made.
@@ -85,6 +87,7 @@ class Batch:
     verdict: Tensor | None = None
     source: Tensor | None = None
     force: Tensor | None = None
+    clearance: Tensor | None = None
     gate: Tensor | None = None
     index: Index | None = None
     actor_mask: Tensor | None = None

@@ -12,6 +12,8 @@ T transitions and T + 1 observations. Arrays of the file, in *transition* alignm
     stamp                          [T + 1] float64   of each observation, s
     force                          [T] float32       largest contact force, N; NaN: not measured.
                                                      Left out where no transition has one
+    clearance                      [T] float32       distance to what must not be touched after
+                                                     the action, m; likewise
     gate                           [T] uint8         what the reachability gate did; 255: none
                                                      acted. Left out where none did at all
 
@@ -50,7 +52,7 @@ _STEP_DTYPES = {
     "source": "uint8",
     "reason": "uint16",
 }
-FORCE, GATE = "force", "gate"
+MEASURED, GATE = ("force", "clearance"), "gate"
 NO_GATE = 255
 
 
@@ -179,8 +181,8 @@ class Episode:
             expected[name] = ("float32", (steps, spec.action.dim))
         expected |= {name: (dtype, (steps,)) for name, dtype in _STEP_DTYPES.items()}
         expected["stamp"] = ("float64", (steps + 1,))
-        if FORCE in self._file.layout:
-            expected[FORCE] = ("float32", (steps,))
+        measured = [name for name in MEASURED if name in self._file.layout]
+        expected |= {name: ("float32", (steps,)) for name in measured}
         if GATE in self._file.layout:
             expected[GATE] = ("uint8", (steps,))
         found = {name: (dtype.name, shape) for name, (dtype, shape, _) in self._file.layout.items()}
@@ -241,12 +243,21 @@ class Episode:
         """Observations by name `[T + 1, *shape]`."""
         return {name: self.array(f"obs.{name}") for name in self.spec.observation.arrays}
 
+    def measured(self, name: str) -> Array:
+        """`force` or `clearance` of each transition `[T]`; NaN where nobody measured it."""
+        if name in self._file.layout:
+            return self.array(name)
+        return np.full(len(self), np.nan, np.float32)
+
     @property
     def force(self) -> Array:
         """Largest contact force of each transition `[T]`, N; NaN where nobody measured it."""
-        if FORCE in self._file.layout:
-            return self.array(FORCE)
-        return np.full(len(self), np.nan, np.float32)
+        return self.measured("force")
+
+    @property
+    def clearance(self) -> Array:
+        """Distance after each transition `[T]`, m; see `Transition`."""
+        return self.measured("clearance")
 
     @property
     def violation(self) -> bool:
@@ -283,7 +294,8 @@ class Episode:
 
     def transitions(self) -> list[Transition]:
         """The episode as the recorder got it, arrays copied."""
-        obs, reasons, force, gate = self.obs, self.reasons, self.force, self.gate
+        obs, reasons, gate = self.obs, self.reasons, self.gate
+        force, clearance = self.force, self.clearance
         column = {name: self.array(name) for name in (*_STEP_DTYPES, "stamp")}
         return [
             Transition(
@@ -300,6 +312,7 @@ class Episode:
                 source=Source(int(column["source"][t])),
                 stamp=float(column["stamp"][t]),
                 force=float(force[t]),
+                clearance=float(clearance[t]),
                 gate=None if gate[t] == NO_GATE else GateState(int(gate[t])),
             )
             for t in range(len(self))
@@ -347,9 +360,13 @@ def _stack(
     for name, dtype in _STEP_DTYPES.items():
         column = [row_of[t.reason] if name == "reason" else getattr(t, name) for t in transitions]
         arrays[name] = np.asarray(column, dtype)
-    force = np.asarray([t.force for t in transitions], np.float32)
-    if not np.isnan(force).all():
-        arrays[FORCE] = force
+    for name in MEASURED:
+        values = np.asarray([getattr(t, name) for t in transitions], np.float32)
+        if not (np.isnan(values) | (np.isfinite(values) & (values >= 0))).all():
+            todo = "check what produces it"
+            raise DataError(f"{name} is negative or infinite", where=path, todo=todo)
+        if not np.isnan(values).all():
+            arrays[name] = values
     if any(t.gate is not None for t in transitions):
         states = [NO_GATE if t.gate is None else t.gate for t in transitions]
         arrays[GATE] = np.asarray(states, np.uint8)
@@ -357,8 +374,6 @@ def _stack(
     for name in ("action", "reward", "cost", "stamp"):
         if not np.isfinite(arrays[name]).all():
             raise DataError(f"{name} is not finite", where=path, todo="check what produces it")
-    if not (np.isnan(force) | (np.isfinite(force) & (force >= 0))).all():
-        raise DataError("force is negative or infinite", where=path, todo="check what produces it")
     if not (arrays["cost"] >= 0).all():
         raise DataError("cost is negative", where=path, todo="a cost is 0 or more")
     if (arrays["terminated"] | arrays["truncated"])[:-1].any():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from safe_o2o.data.dataset import Dataset, episode_name
-from safe_o2o.data.episode import Episode
+from safe_o2o.data.episode import MEASURED, Episode
 from safe_o2o.errors import ConfigError, DataError
 from safe_o2o.spaces import Spec
 from safe_o2o.types import Array
@@ -31,7 +31,7 @@ def align(episode: Episode, start: int, stop: int) -> dict[str, Array]:
 
     Returns:
         `obs.<vector>`, action, proposed_action, reward, cost, margin, terminated, truncated,
-        is_first, action_mask, verdict, source, force, gate, each `[N, ...]`.
+        is_first, action_mask, verdict, source, force, clearance, gate, each `[N, ...]`.
     """
     count = stop - start + 1
     records: dict[str, Array] = {
@@ -39,7 +39,7 @@ def align(episode: Episode, start: int, stop: int) -> dict[str, Array]:
         for name in episode.spec.observation.vector_names
     }
     columns = {name: episode.array(name) for name in _WITH_ACTION}
-    columns |= {"force": episode.force, "gate": episode.gate}
+    columns |= {name: episode.measured(name) for name in MEASURED} | {"gate": episode.gate}
     for name, column in columns.items():
         records[name] = np.zeros((count, *column.shape[1:]), column.dtype)
         records[name][:-1] = column[start:stop]

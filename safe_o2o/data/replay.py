@@ -16,6 +16,7 @@ import torch
 
 from safe_o2o.data.batch import Batch, Index
 from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.episode import MEASURED
 from safe_o2o.data.records import RecordStore
 from safe_o2o.errors import ConfigError, DataError
 from safe_o2o.spaces import Spec
@@ -32,7 +33,7 @@ _COLUMNS = (
     "action_mask",
     "verdict",
     "source",
-    "force",
+    *MEASURED,
     "gate",
 )
 
@@ -102,7 +103,8 @@ class Replay(ABC):
         """One record array of every episode `[N]` or `[N, A]`, N = T + 1, as views in memory.
 
         Names: action, proposed_action, reward, cost, margin, terminated, truncated, is_first,
-        action_mask, verdict, source, force, gate, obs.<vector>; in record alignment (see `batch`).
+        action_mask, verdict, source, force, clearance, gate, obs.<vector>; in record alignment (see
+        `batch`).
         The rows of episode e are `record_offset[e]` and following, so that a concatenation of what
         a learner computes from them is indexed by `Index.record`.
 
@@ -381,6 +383,7 @@ def _allocate(spec: Spec, shape: tuple[int, ...], *, next_obs: bool) -> Batch:
         verdict=of(torch.uint8),
         source=of(torch.uint8),
         force=numbers(),
+        clearance=numbers(),
         gate=of(torch.uint8),
         index=Index(
             episode=of(torch.int64),

@@ -102,6 +102,7 @@ def rollout(
                 source=source,
                 stamp=before.stamp,
                 force=step.force,
+                clearance=step.clearance,
                 gate=None if gate is None else gate.done,
             )
             if recorder is not None:

@@ -171,6 +171,10 @@ class ReachPlace(CartesianTask):
         """Largest contact force with an obstacle since the last call, N."""
         return self.twin.take_force()
 
+    def clearance(self) -> float:
+        """Distance of the arm from the nearest obstacle, m; 0 after a touch since the last call."""
+        return self.twin.take_clearance()
+
     def seen(self, now: float) -> tuple[Obstacle, ...]:
         """Everybody, as the tracker told it by `now`, s; called at least once a control period."""
         return self._look(now)[2]

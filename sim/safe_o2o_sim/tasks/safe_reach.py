@@ -151,6 +151,10 @@ class SafeReach(CartesianTask):
         """Largest contact force with an obstacle since the last call, N."""
         return self.twin.take_force()
 
+    def clearance(self) -> float:
+        """Distance of the arm from the nearest obstacle, m; 0 after a touch since the last call."""
+        return self.twin.take_clearance()
+
     def close(self) -> None:
         """Release the camera; idempotent."""
         if self.camera is not None:

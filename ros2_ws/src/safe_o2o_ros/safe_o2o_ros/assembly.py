@@ -181,6 +181,7 @@ class EpisodeAssembler:
                 margin=min((status.margin for status in between), default=new.status.margin),
                 stamp=old.state.stamp,
                 force=max((status.force for status in between), default=new.status.force),
+                clearance=0.0 if new.status.cost > old.status.cost else new.status.clearance,
                 source=source_of(gate),
                 gate=gate,
             )

@@ -310,6 +310,7 @@ class RobotNode(GuardedNode):
             reward=self._reward,
             cost=self._cost,
             force=self.task.contact_force(),
+            clearance=self.task.clearance(),
             terminated=self._terminated,
             verdict=int(progress.verdict),
             reason=progress.reason,
