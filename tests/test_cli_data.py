@@ -149,4 +149,4 @@ def test_tables_align_numbers_to_the_right() -> None:
         "long  123",
     ]
     assert console.percent(2, 3) == "67 %" and console.percent(0, 0) == "-"
-    assert data.ACTIONS.keys() == {"info", "hash", "verify", "stats", "replay"}
+    assert data.ACTIONS.keys() == {"info", "hash", "verify", "stats", "replay", "import"}

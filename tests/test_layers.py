@@ -82,7 +82,7 @@ THEIRS: dict[str, tuple[str, ...]] = {
     "onnx": ("safe_o2o.export", "safe_o2o.training.promotion"),
     "onnxruntime": ("safe_o2o.runtime.onnx_policy", "safe_o2o.export"),
     "cv2": (
-        *("safe_o2o.data.episode", "safe_o2o.report"),
+        *("safe_o2o.data.episode", "safe_o2o.data.formats", "safe_o2o.report"),
         *("safe_o2o_sim.twin_camera", "safe_o2o_hardware.cameras"),
     ),
     "av": ("safe_o2o.report",),

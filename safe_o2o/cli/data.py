@@ -1,4 +1,4 @@
-"""`safe-o2o data ACTION PATH`: what a dataset or an episode holds, its hash, if it is whole."""
+"""`safe-o2o data ACTION PATH`: what a dataset holds, its hash, if it is whole; bags into one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ ACTIONS = {
     "verify": "read everything and compare with the stored hashes",
     "stats": "mean, spread and range of each vector, as the normaliser sees them",
     "replay": "what the filter of an arm's limits would have passed, slowed or stopped, and why",
+    "import": "bring rosbag2 folders, MCAP files and ROS 1 bags into a dataset",
 }
 
 
@@ -55,6 +56,11 @@ def main(argv: Sequence[str]) -> None:
         from safe_o2o.cli import data_replay
 
         data_replay.main(argv[1:])
+        return
+    if action == "import":
+        from safe_o2o.cli import data_import
+
+        data_import.main(argv[1:])
         return
     arguments = parse(Arguments, argv[1:], verb=f"data {action}")
     run = {"info": info, "hash": content_hash, "verify": verify, "stats": stats}[action]

@@ -1,0 +1,138 @@
+"""What the messages of a bag hold: vectors, pictures, stamps. No ROS is needed.
+
+Joints are matched by name. Pictures become RGB; smaller ones are averaged, as a camera with larger
+pixels would see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from safe_o2o.errors import DataError
+from safe_o2o.types import Array
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+_CHANNELS = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2), "bgra8": (2, 1, 0)}
+
+
+def stamp_of(message: Any) -> int | None:
+    """What the header says, ns; None where there is none, or it was never filled in."""
+    header = getattr(message, "header", None)
+    if header is None:
+        return None
+    stamp = header.stamp
+    return (int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)) or None
+
+
+def joints(message: Any, names: Sequence[str], entry: str) -> Array:
+    """Entries of a `JointState` by joint name `[n]`.
+
+    Raises:
+        DataError: a joint is missing, or the message does not say this of it.
+    """
+    known = {name: row for row, name in enumerate(message.name)}
+    values = np.asarray(getattr(message, entry), np.float64)
+    for name in names:
+        if name not in known:
+            raise DataError(f"has no joint {name!r}, only {', '.join(known) or 'none'}")
+    if len(values) != len(known):
+        raise DataError(f"says {len(values)} {entry}s of {len(known)} joints")
+    return values[[known[name] for name in names]]
+
+
+def trajectory(message: Any, names: Sequence[str], entry: str) -> Array:
+    """Where a `JointTrajectory` ends `[n]`."""
+    if not len(message.points):
+        raise DataError("has a trajectory without points")
+    known = {name: row for row, name in enumerate(message.joint_names)}
+    for name in names:
+        if name not in known:
+            raise DataError(f"has no joint {name!r}, only {', '.join(known) or 'none'}")
+    plural = {"position": "positions", "velocity": "velocities", "effort": "effort"}[entry]
+    values = np.asarray(getattr(message.points[-1], plural), np.float64)
+    if len(values) != len(known):
+        raise DataError(f"says {len(values)} {plural} of {len(known)} joints")
+    return values[[known[name] for name in names]]
+
+
+def _whole(part: Callable[[Any], Sequence[float]]) -> Callable[..., Array]:
+    """A vector that a message has whole: as many entries as there are names."""
+
+    def read(message: Any, names: Sequence[str], entry: str) -> Array:
+        values = np.asarray(part(message), np.float64).reshape(-1)
+        if len(values) != len(names):
+            raise DataError(f"has {len(values)} entries, the mapping names {len(names)}")
+        return values
+
+    return read
+
+
+def _pose(pose: Any) -> list[float]:
+    p, q = pose.position, pose.orientation
+    return [p.x, p.y, p.z, q.x, q.y, q.z, q.w]
+
+
+def _two(first: Any, second: Any) -> list[float]:
+    return [first.x, first.y, first.z, second.x, second.y, second.z]
+
+
+VECTORS: dict[str, Callable[..., Array]] = {
+    "sensor_msgs/msg/JointState": joints,
+    "trajectory_msgs/msg/JointTrajectory": trajectory,
+    "geometry_msgs/msg/Pose": _whole(_pose),
+    "geometry_msgs/msg/PoseStamped": _whole(lambda m: _pose(m.pose)),
+    "geometry_msgs/msg/Twist": _whole(lambda m: _two(m.linear, m.angular)),
+    "geometry_msgs/msg/TwistStamped": _whole(lambda m: _two(m.twist.linear, m.twist.angular)),
+    "geometry_msgs/msg/Wrench": _whole(lambda m: _two(m.force, m.torque)),
+    "geometry_msgs/msg/WrenchStamped": _whole(lambda m: _two(m.wrench.force, m.wrench.torque)),
+    **{
+        f"std_msgs/msg/{kind}MultiArray": _whole(lambda m: m.data)
+        for kind in ("Float32", "Float64", "Int32")
+    },
+    **{
+        f"std_msgs/msg/{kind}": _whole(lambda m: [m.data])
+        for kind in ("Bool", "Float32", "Float64", "Int8", "Int32", "Int64", "UInt8")
+    },
+}
+"""How a message of each type becomes a vector, by joints' or entries' names."""
+
+
+def picture(message: Any, kind: str, size: tuple[int, int]) -> Array:
+    """RGB `[*size, 3]` uint8 of an `Image` or a `CompressedImage`.
+
+    Raises:
+        DataError: an encoding that is no picture, fewer bytes than it has, or a damaged one.
+    """
+    import cv2
+
+    if kind == COMPRESSED:
+        found = cv2.imdecode(np.asarray(message.data, np.uint8), cv2.IMREAD_COLOR)
+        if found is None:
+            raise DataError(f"has a picture of format {message.format!r} that cannot be decoded")
+        rgb = found[:, :, ::-1]
+    else:
+        rgb = _raw(message)
+    height, width = size
+    if rgb.shape[:2] != size:
+        smaller = rgb.shape[0] >= height and rgb.shape[1] >= width
+        way = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+        rgb = cv2.resize(np.ascontiguousarray(rgb), (width, height), interpolation=way)
+    return np.ascontiguousarray(rgb)
+
+
+def _raw(message: Any) -> Array:
+    encoding, rows = message.encoding, int(message.height)
+    order = _CHANNELS.get(encoding)
+    channels = 1 if encoding in ("mono8", "8UC1") else len(encoding.removesuffix("8"))
+    if order is None and channels != 1:
+        known = ", ".join((*_CHANNELS, "mono8"))
+        raise DataError(f"has pictures of encoding {encoding!r}, known are {known}")
+    data = np.asarray(message.data, np.uint8)
+    if len(data) != rows * int(message.step) or message.step < message.width * channels:
+        raise DataError(f"has {len(data)} bytes for {rows} rows of {message.step}")
+    lines = data.reshape(rows, int(message.step))[:, : int(message.width) * channels]
+    pixels = lines.reshape(rows, int(message.width), channels)
+    return pixels[:, :, list(order)] if order is not None else np.repeat(pixels, 3, 2)
