@@ -37,8 +37,7 @@ class Alarm:
     def of(cls, gate: GateFile) -> Alarm:
         """From what lies beside a bundle."""
         facts = gate.calibration
-        rank = RankScore({name: tuple(knots) for name, knots in facts["knots"].items()})
-        return cls(rank, float(facts["theta"]), int(facts["asked"]["stop_ticks"]))
+        return cls(RankScore.of(facts), float(facts["theta"]), int(facts["asked"]["stop_ticks"]))
 
     def maxima(self, trace: Trace) -> dict[str, float]:
         """The largest of each score, and of the combined one, while a stop was still in time."""

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from safe_o2o.errors import ConfigError
+from safe_o2o.runtime.gate_calibration import CalibrationConfig, calibrate
 from safe_o2o.safety.calibration import (
     AlphaTracker,
     CalibrationError,
@@ -21,6 +22,7 @@ from safe_o2o.safety.calibration import (
     rate_interval,
     thresholds,
 )
+from tests.test_gate_bundle import made_up
 
 SAFE = (0.12, 0.31, 0.07, 0.45, 0.22, 0.18, 0.52, 0.27, 0.61, 0.35,
         0.09, 0.40, 0.15, 0.73, 0.29, 0.25, 0.33, 0.48, 0.20)  # fmt: skip
@@ -176,6 +178,27 @@ def test_one_threshold_is_one_on_each_score(theta: float) -> None:
     over = HAND.rank("a", values) > theta
     cut = HAND.threshold("a", theta)
     np.testing.assert_array_equal(over, values > cut)
+
+
+@pytest.mark.parametrize("theta", [0.05, 0.37, 0.93, 1.0, 1.0007])
+def test_a_stretched_score_strays_farther_for_the_same_rank(theta: float) -> None:
+    far = RankScore(HAND.knots, {"a": 3.0})
+    assert float(far.rank("a", 0.3)) == float(HAND.rank("a", 0.3))  # the median stays
+    assert float(far.rank("a", 0.6)) == pytest.approx(float(HAND.rank("a", 0.4)))
+    values = np.random.default_rng(0).uniform(-0.5, 3.0, 20_000)
+    np.testing.assert_array_equal(far.rank("a", values) > theta, values > far.threshold("a", theta))
+    np.testing.assert_array_equal(far.rank("b", values), HAND.rank("b", values))
+    knots = {name: list(values) for name, values in far.knots.items()}  # as a file has them
+    assert RankScore.of({"knots": knots, "stretch": {"a": 3.0}}) == far
+
+
+def test_a_score_that_tells_nothing_costs_little_of_the_power() -> None:
+    """Equal parts of the false alarms leave the one that tells something a third of them."""
+    made = {}
+    for novelty in (1.0, 3.0):
+        config = CalibrationConfig(novelty=novelty)
+        made[novelty] = calibrate("graph", made_up(400, 100, 2.5), config).gate.calibration["late"]
+    assert made[3.0] < 0.8 * made[1.0]
 
 
 def test_the_rank_score_wants_a_hundred_finite_episodes() -> None:

@@ -29,11 +29,13 @@ class Decided(NamedTuple):
         scores: of all that was chosen among `[N, ..., K]`: the largest was taken.
         watched: the moment as the frozen offline policy's world model takes it, where there is
             one, else as the policy's own; None without a world model.
+        feature: what the deciding networks read `[N, F]`; None where they are others' to tell.
     """
 
     outputs: tuple[Tensor, ...]
     scores: list[Tensor]
     watched: Tracked | None
+    feature: Tensor | None = None
 
 
 class DecisionModule(nn.Module):
@@ -197,7 +199,12 @@ class DecisionModule(nn.Module):
             risk[:, :1],
             reach,
         )
-        return Decided(outputs, scores, watched)
+        return Decided(outputs, scores, watched, feature)
+
+    def reach_risk(self, feature: Tensor, action: Tensor) -> Tensor:
+        """What the policy's own reachability critic says `[N, K]` of actions `[N, K, A]`."""
+        wide = feature.unsqueeze(1).expand(-1, action.shape[1], -1)
+        return self.net.q_reach(wide, action)
 
     def _intended(
         self, net: FospNet, feature: Tensor, scores: list[Tensor]

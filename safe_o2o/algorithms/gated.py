@@ -44,6 +44,7 @@ class GatedModule(nn.Module):
     Args:
         policy: `export_module()` of a policy with a world model.
         heads: trained on that model's states.
+        reach: weight of the policy's own reachability critic, where it has one, beside the heads'.
         reconstruct: whether the picture is decoded and compared; costs a decoder's forward pass.
         sample_std: standard deviation of the candidates near the policy's action.
         recovery_std: of those near the recovery policy's.
@@ -57,6 +58,7 @@ class GatedModule(nn.Module):
         policy: nn.Module,
         heads: Heads,
         *,
+        reach: float = 0.0,
         reconstruct: bool = False,
         sample_std: float = 0.3,
         recovery_std: float = 0.1,
@@ -66,6 +68,7 @@ class GatedModule(nn.Module):
         if net is None:
             raise CheckpointError("has no world model for a gate to look through", where="policy")
         self.policy, self.heads, self.reconstruct = policy, heads, reconstruct
+        self.reach = reach if hasattr(policy, "reach_risk") else 0.0
         self.sample_std, self.recovery_std = sample_std, recovery_std
         self.spec: Spec = policy.spec
         self.carry_names = dict(policy.carry_names)
@@ -114,9 +117,12 @@ class GatedModule(nn.Module):
         action = found.outputs[self.policy.output_names.index("action")]
         offered = self.candidates(action, self.heads.recovery(feature), noise)
         expected = net.model.rssm.prior_log_p(latent.deter)
+        risk = self.heads.risks(feature, offered).amax(0)
+        if self.reach:
+            risk = risk + self.reach * self.policy.reach_risk(found.feature, offered)
         said = [
             offered,
-            self.heads.risks(feature, offered).amax(0),
+            risk,
             self.heads.disagreement(feature, offered),
             surprise(moment.posterior, expected).unsqueeze(-1),
         ]
@@ -143,8 +149,15 @@ class GatedModule(nn.Module):
 class GatedExport:
     """What is exported of a policy with a gate; see `GatedModule` for the arguments."""
 
-    def __init__(self, policy: nn.Module, heads: Heads, *, reconstruct: bool = False) -> None:
-        self._module = GatedModule(policy, heads, reconstruct=reconstruct)
+    def __init__(
+        self,
+        policy: nn.Module,
+        heads: Heads,
+        *,
+        reach: float = 0.0,
+        reconstruct: bool = False,
+    ) -> None:
+        self._module = GatedModule(policy, heads, reach=reach, reconstruct=reconstruct)
 
     def export_module(self) -> GatedModule:
         """One decision with plain tensors in and out."""

@@ -84,4 +84,6 @@ def gated(policy: Exportable, gate: Reachability) -> GatedExport:
             where="gate",
             todo="encode with the policy's checkpoint (--what state), and train the gate on that",
         )
-    return GatedExport(module, gate.heads, reconstruct=gate.config.reconstruct)
+    return GatedExport(
+        module, gate.heads, reach=gate.config.reach, reconstruct=gate.config.reconstruct
+    )

@@ -10,8 +10,9 @@ violations an alarm finds is measured, never promised.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, floor, inf, isfinite
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -149,12 +150,21 @@ class RankScore:
 
     Attributes:
         knots: sorted episode maxima of each score `[m]`, by its name.
+        stretch: how many times farther than the others a score has to stray from its median for
+            the same rank; 1 where it is not named. Every score takes a part of the false alarms
+            that are allowed: one that tells little of danger should not take as much as one that
+            tells most of it.
     """
 
     knots: Mapping[str, tuple[float, ...]]
+    stretch: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def fit(cls, maxima: Mapping[str, Sequence[float] | Array]) -> RankScore:
+    def fit(
+        cls,
+        maxima: Mapping[str, Sequence[float] | Array],
+        stretch: Mapping[str, float] | None = None,
+    ) -> RankScore:
         """From the largest score of each of at least `MIN_FIT` safe episodes.
 
         Raises:
@@ -171,7 +181,20 @@ class RankScore:
             if not np.isfinite(array).all():
                 raise CalibrationError(f"score {name!r} is not finite in some episode")
             knots[name] = tuple(float(value) for value in array)
-        return cls(knots)
+        return cls(knots, dict(stretch or {}))
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> RankScore:
+        """From the `knots` and `stretch` that a calibration wrote down.
+
+        Raises:
+            KeyError: it did not.
+        """
+        knots = {name: tuple(values) for name, values in facts["knots"].items()}
+        return cls(knots, dict(facts["stretch"]))
+
+    def _median(self, name: str) -> float:
+        return float(np.median(self.knots[name]))
 
     def __call__(self, scores: Mapping[str, float | Array]) -> Array:
         """The combined score of one tick or of many; one that is not a number makes it infinite."""
@@ -180,7 +203,8 @@ class RankScore:
 
     def rank(self, name: str, value: float | Array) -> Array:
         """One score's share of fit episodes that it exceeds, and a little more beyond them all."""
-        knots, x = np.asarray(self.knots[name]), np.asarray(value, np.float64)
+        knots, middle = np.asarray(self.knots[name]), self._median(name)
+        x = middle + (np.asarray(value, np.float64) - middle) / self.stretch.get(name, 1.0)
         shares = np.arange(1, len(knots) + 1) / len(knots)
         inside = np.interp(x, knots, shares, left=0.0)
         found = np.where(x > knots[-1], 1.0 + _BEYOND * (x - knots[-1]), inside)
@@ -188,6 +212,12 @@ class RankScore:
 
     def threshold(self, name: str, theta: float) -> float:
         """The largest value of one score whose rank does not exceed `theta`."""
+        middle, far = self._median(name), self.stretch.get(name, 1.0)
+        inner = self._knot(name, theta)
+        return inner if far == 1.0 else middle + far * (inner - middle)
+
+    def _knot(self, name: str, theta: float) -> float:
+        """Where a rank is reached without the stretch."""
         knots = np.asarray(self.knots[name])
         if theta >= 1.0:
             return float(knots[-1] + (theta - 1.0) / _BEYOND)

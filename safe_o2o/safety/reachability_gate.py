@@ -47,7 +47,7 @@ class GateConfig:
     """
 
     mode: Literal["smooth", "switching"] = "smooth"
-    kappa: float = 0.3
+    kappa: float = 0.5
     surprised: int = 2
     dwell: int = 3
     longest: int = 20

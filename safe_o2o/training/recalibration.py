@@ -64,7 +64,7 @@ def recalibrate(candidate: str | Path, previous: GateFile, episodes: Sequence[Ep
         )
     policy, facts = OnnxPolicy.load(candidate), previous.calibration
     try:
-        rank = RankScore({name: tuple(knots) for name, knots in facts["knots"].items()})
+        rank = RankScore.of(facts)
         asked = settings.from_json(CalibrationConfig, facts["asked"], where="asked")
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DataError(
