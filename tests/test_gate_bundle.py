@@ -104,7 +104,7 @@ def test_network_and_graph_say_the_same_of_the_gate(run: Path, bundle: Path) -> 
 
 def test_the_policys_own_critic_counts_beside_the_heads(run: Path) -> None:
     algorithm, heads = (load_algorithm(run / name) for name in ("model", "heads"))
-    assert isinstance(heads, Reachability) and heads.config.reach == 1.0
+    assert isinstance(heads, Reachability) and heads.config.reach == 2.0
     said = []
     for reach in (0.0, 0.5):
         policy: Any = algorithm.policy.export_module()  # type: ignore[attr-defined]

@@ -48,7 +48,7 @@ class ReachabilityConfig:
     imagined: int = 16
     """starts of imagined rollouts an update; 0, or a feature with `embed`, imagines nothing"""
     horizon: int = 15
-    reach: float = 1.0
+    reach: float = 2.0
     """weight of the policy's own reachability critic (REF) beside the safety critic, where it has
     one: the one says what this policy will come to, the other whether there is a way out"""
     reconstruct: bool = False

@@ -47,7 +47,7 @@ class GateConfig:
     """
 
     mode: Literal["smooth", "switching"] = "smooth"
-    kappa: float = 0.5
+    kappa: float = 0.7
     surprised: int = 2
     dwell: int = 3
     longest: int = 20
