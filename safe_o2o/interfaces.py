@@ -254,8 +254,7 @@ class Task(Protocol):
     def clearance(self) -> float:
         """Distance of the arm from what it must not touch, now, m; NaN where nobody knows it.
 
-        0 where it was touched since the last call. A label to train with: no policy and no filter
-        ever reads it.
+        0 in contact. A label to train with: no policy and no filter ever reads it.
         """
         ...
 

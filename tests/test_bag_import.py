@@ -214,6 +214,17 @@ def test_episodes_are_where_a_topic_says_so_and_come_in_once(tmp_path: Path) -> 
     assert again.known == 2 and not again.episodes and len(dataset) == 2
 
 
+def test_what_was_lost_in_each_episode_adds_up(tmp_path: Path) -> None:
+    lost = {BEGIN + at * MS for at in (150, 200, 250, 650, 700, 750)}
+    messages = [m for m in one_second() if not (m[0] == "/camera/image" and m[1] - 20 * MS in lost)]
+    for at, on in ((0, True), (400, False), (500, True), (900, False)):
+        messages.append(("/recording", BEGIN + at * MS, make("std_msgs/Bool", data=on)))
+    messages.sort(key=lambda entry: entry[1])
+    _, report = imported(tmp_path, messages, episode="/recording")
+    assert len(report.episodes) == 2 and report.lost == 2
+    assert report.topics["camera/image"].stale == 2
+
+
 def test_success_ends_the_task(tmp_path: Path) -> None:
     made = mapping(reward="")
     dataset = Dataset.create(tmp_path / "data", made.spec(), task="line")

@@ -120,7 +120,7 @@ class RobotEnv:
             # Rounded so that equal instants are equal numbers, whenever the episode began.
             stamp=round(after.stamp - self._began, 9),
             force=force,
-            clearance=self.task.clearance(),
+            clearance=0.0 if cost > 0.0 else self.task.clearance(),
             info={
                 "success": terminated and reward > 0.0,
                 "violation": cost > 0.0,

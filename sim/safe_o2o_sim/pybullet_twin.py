@@ -152,8 +152,7 @@ class PybulletTwin:
         self._began = self._ticks
         self._measure()
         self._q_command = self._q
-        self._touched = self._hit = False
-        self._depth = self._clearance = 0.0
+        self._touched, self._depth, self._clearance = False, 0.0, 0.0
         self._sense(self._q)
 
     def take_contact(self) -> bool:
@@ -170,16 +169,12 @@ class PybulletTwin:
         force, self._depth = _STIFFNESS * self._depth, 0.0
         return force
 
-    def take_clearance(self) -> float:
-        """Distance from the nearest obstacle, m, at most 0.2; 0 after a touch since the last call.
+    def clearance(self) -> float:
+        """Distance from the nearest obstacle, m, at most 0.2; 0 in contact.
 
         Exact, and so slower than what notices a touch: for once a policy step.
         """
-        touched, self._hit = self._hit, False
-        nearest = _SENSING_RANGE
-        for body in (*self._obstacles, *self._bodies):
-            nearest = self._nearest(body, nearest)
-        return 0.0 if touched else max(nearest, 0.0)
+        return max(self._nearest_of_all(), 0.0)
 
     def stop(self) -> None:
         """Stop moving, from any state, without raising; an active arm becomes INACTIVE."""
@@ -267,16 +262,20 @@ class PybulletTwin:
         found = pybullet.getClosestPoints(self._arm, body, within, physicsClientId=self._client)
         return min((point[8] for point in found), default=within)
 
+    def _nearest_of_all(self) -> float:
+        """Distance of the arm from everybody and everything, m, at most the sensing range."""
+        nearest = _SENSING_RANGE
+        for body in (*self._obstacles, *self._bodies):
+            nearest = self._nearest(body, nearest)
+        return nearest
+
     def _sense(self, before: Array) -> None:
         """Note a touch and its depth; looks only when the arm may have come that far meanwhile."""
         self._clearance -= float(self._reach @ np.abs(self._q - before))
         if self._clearance > 0.0:
             return
-        nearest = _SENSING_RANGE
-        for body in (*self._obstacles, *self._bodies):
-            nearest = self._nearest(body, nearest)
+        nearest = self._nearest_of_all()
         self._touched |= nearest <= 0.0
-        self._hit |= nearest <= 0.0
         self._depth = max(self._depth, -nearest)
         self._clearance = max(nearest, 0.0)
 

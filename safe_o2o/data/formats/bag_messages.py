@@ -15,7 +15,15 @@ from safe_o2o.errors import DataError
 from safe_o2o.types import Array
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-_CHANNELS = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2), "bgra8": (2, 1, 0)}
+_ENCODINGS = {
+    "rgb8": (3, (0, 1, 2)),
+    "bgr8": (3, (2, 1, 0)),
+    "rgba8": (4, (0, 1, 2)),
+    "bgra8": (4, (2, 1, 0)),
+    "mono8": (1, (0, 0, 0)),
+    "8UC1": (1, (0, 0, 0)),
+}
+"""Bytes of a pixel, and which of them are red, green and blue."""
 
 
 def stamp_of(message: Any) -> int | None:
@@ -33,28 +41,25 @@ def joints(message: Any, names: Sequence[str], entry: str) -> Array:
     Raises:
         DataError: a joint is missing, or the message does not say this of it.
     """
-    known = {name: row for row, name in enumerate(message.name)}
-    values = np.asarray(getattr(message, entry), np.float64)
-    for name in names:
-        if name not in known:
-            raise DataError(f"has no joint {name!r}, only {', '.join(known) or 'none'}")
-    if len(values) != len(known):
-        raise DataError(f"says {len(values)} {entry}s of {len(known)} joints")
-    return values[[known[name] for name in names]]
+    return _by_joint(message.name, getattr(message, entry), names)
 
 
 def trajectory(message: Any, names: Sequence[str], entry: str) -> Array:
     """Where a `JointTrajectory` ends `[n]`."""
     if not len(message.points):
         raise DataError("has a trajectory without points")
-    known = {name: row for row, name in enumerate(message.joint_names)}
+    plural = {"position": "positions", "velocity": "velocities", "effort": "effort"}[entry]
+    return _by_joint(message.joint_names, getattr(message.points[-1], plural), names)
+
+
+def _by_joint(said: Sequence[str], numbers: Any, names: Sequence[str]) -> Array:
+    """Those of a message's numbers that belong to the joints that are named."""
+    known, values = {name: row for row, name in enumerate(said)}, np.asarray(numbers, np.float64)
     for name in names:
         if name not in known:
             raise DataError(f"has no joint {name!r}, only {', '.join(known) or 'none'}")
-    plural = {"position": "positions", "velocity": "velocities", "effort": "effort"}[entry]
-    values = np.asarray(getattr(message.points[-1], plural), np.float64)
     if len(values) != len(known):
-        raise DataError(f"says {len(values)} {plural} of {len(known)} joints")
+        raise DataError(f"says {len(values)} numbers of {len(known)} joints")
     return values[[known[name] for name in names]]
 
 
@@ -125,14 +130,12 @@ def picture(message: Any, kind: str, size: tuple[int, int]) -> Array:
 
 def _raw(message: Any) -> Array:
     encoding, rows = message.encoding, int(message.height)
-    order = _CHANNELS.get(encoding)
-    channels = 1 if encoding in ("mono8", "8UC1") else len(encoding.removesuffix("8"))
-    if order is None and channels != 1:
-        known = ", ".join((*_CHANNELS, "mono8"))
+    if encoding not in _ENCODINGS:
+        known = ", ".join(_ENCODINGS)
         raise DataError(f"has pictures of encoding {encoding!r}, known are {known}")
+    channels, order = _ENCODINGS[encoding]
     data = np.asarray(message.data, np.uint8)
     if len(data) != rows * int(message.step) or message.step < message.width * channels:
         raise DataError(f"has {len(data)} bytes for {rows} rows of {message.step}")
     lines = data.reshape(rows, int(message.step))[:, : int(message.width) * channels]
-    pixels = lines.reshape(rows, int(message.width), channels)
-    return pixels[:, :, list(order)] if order is not None else np.repeat(pixels, 3, 2)
+    return lines.reshape(rows, int(message.width), channels)[:, :, list(order)]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -115,7 +115,7 @@ def import_bag(
         for entry in dataset
         if entry.meta.provenance.get("bag_sha256") == digest
     }
-    with _Bag(path) as bag:
+    with closing(_Bag(path)) as bag:
         streams = bag.streams(mapping, report, progress)
         observed = {name: streams[f"observation.{name}"].stamp for name in mapping.observation}
         for part, (start, stop) in enumerate(_parts(streams, mapping)):
@@ -125,9 +125,10 @@ def import_bag(
             found = steps(observed, _nano(mapping.period), _nano(mapping.max_age), start, stop)
             report.steps += len(found.stamp)
             report.lost += sum(lost for _, lost in found.gaps)
-            for name, entry in mapping.observation.items():
-                told = report.topics[plain(entry.topic)]
-                told.stale = max(told.stale, found.stale[name])
+            # Arrays of one topic are as old as each other.
+            stale = {plain(a.topic): found.stale[name] for name, a in mapping.observation.items()}
+            for name, count in stale.items():
+                report.topics[name].stale += count
             if len(found.stamp) < 2:
                 continue
             obs = {
@@ -259,15 +260,8 @@ class _Bag:
         except (AnyReaderError, OSError, ValueError) as error:
             raise DataError(f"is no bag, or a damaged one ({error})", where=path) from error
 
-    def __enter__(self) -> _Bag:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Release the files."""
         self._reader.close()
 
     def streams(

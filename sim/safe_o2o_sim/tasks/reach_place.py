@@ -172,8 +172,8 @@ class ReachPlace(CartesianTask):
         return self.twin.take_force()
 
     def clearance(self) -> float:
-        """Distance of the arm from the nearest obstacle, m; 0 after a touch since the last call."""
-        return self.twin.take_clearance()
+        """Distance of the arm from the nearest obstacle, m; 0 in contact."""
+        return self.twin.clearance()
 
     def seen(self, now: float) -> tuple[Obstacle, ...]:
         """Everybody, as the tracker told it by `now`, s; called at least once a control period."""

@@ -152,8 +152,8 @@ class SafeReach(CartesianTask):
         return self.twin.take_force()
 
     def clearance(self) -> float:
-        """Distance of the arm from the nearest obstacle, m; 0 after a touch since the last call."""
-        return self.twin.take_clearance()
+        """Distance of the arm from the nearest obstacle, m; 0 in contact."""
+        return self.twin.clearance()
 
     def close(self) -> None:
         """Release the camera; idempotent."""

@@ -260,8 +260,7 @@ class TaskStatus:
         reward: reward since the reset, cumulative.
         cost: cost since the reset, cumulative.
         force: largest contact force since the last status, N; NaN where nobody measures it.
-        clearance: distance from what must not be touched, m, 0 after a touch since the last status;
-            NaN where nobody knows it.
+        clearance: distance from what must not be touched, m; NaN where nobody knows it.
         terminated: the task ended.
         verdict: strictest verdict (`Verdict`) since the last status.
         reason: the filter's reason for it.
