@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from safe_o2o.algorithms.gated import CANDIDATES, SAMPLES, GatedExport
+from safe_o2o.algorithms.gated import CANDIDATES, SAMPLES, GatedModule
 from safe_o2o.algorithms.reachability import Reachability
 from safe_o2o.bundle import read_manifest
 from safe_o2o.cli import main
@@ -108,7 +108,7 @@ def test_the_policys_own_critic_counts_beside_the_heads(run: Path) -> None:
     said = []
     for reach in (0.0, 0.5):
         policy: Any = algorithm.policy.export_module()  # type: ignore[attr-defined]
-        module = GatedExport(policy, heads.heads, reach=reach).export_module()
+        module = GatedModule(policy, heads.heads, reach=reach)
         inputs = module.example_inputs()
         said.append(dict(zip(module.output_names, module(*inputs), strict=True)))
     without, having = said
@@ -121,9 +121,7 @@ def test_the_policys_own_critic_counts_beside_the_heads(run: Path) -> None:
 def test_the_decoder_is_asked_on_demand(run: Path) -> None:
     algorithm, heads = (load_algorithm(run / name) for name in ("model", "heads"))
     assert isinstance(heads, Reachability)
-    module = GatedExport(
-        algorithm.policy.export_module(), heads.heads, reconstruct=True
-    ).export_module()  # type: ignore[attr-defined]
+    module = GatedModule(algorithm.policy.export_module(), heads.heads, reconstruct=True)  # type: ignore[attr-defined]
     said = dict(zip(module.output_names, module(*module.example_inputs()), strict=True))
     assert said["recon_nll"].shape == (1, 1) and float(said["recon_nll"]) > 0.0
 
@@ -132,14 +130,14 @@ def test_online_the_gate_goes_on_reading_the_frozen_model(run: Path) -> None:
     """Fine-tuning moves the model; the heads were trained on the states of the frozen one."""
     algorithm: Any = load_algorithm(run / "model")
     heads: Any = load_algorithm(run / "heads")
-    before = GatedExport(algorithm.policy.export_module(), heads.heads).export_module()
+    before = GatedModule(algorithm.policy.export_module(), heads.heads)
     first = before(*before.example_inputs())
     algorithm.start_online()
     with torch.no_grad():
         for parameter in algorithm.net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
         algorithm.average.load_state_dict(algorithm.net.state_dict())
-    after = GatedExport(algorithm.policy.export_module(), heads.heads).export_module()
+    after = GatedModule(algorithm.policy.export_module(), heads.heads)
     second = dict(zip(after.output_names, after(*after.example_inputs()), strict=True))
     first = dict(zip(before.output_names, first, strict=True))
     assert torch.equal(first["surprise"], second["surprise"])

@@ -80,6 +80,10 @@ class GatedModule(nn.Module):
         added = DIAGNOSTICS if reconstruct else DIAGNOSTICS[:-1]
         self.output_names = [*policy.output_names, *added]
 
+    def export_module(self) -> GatedModule:
+        """Itself: it is what is exported."""
+        return self
+
     def example_inputs(self) -> tuple[Tensor, ...]:
         """One valid input of every name, batch size 1."""
         noise = torch.zeros(1, *self.noise_inputs[GATE_NOISE])
@@ -144,21 +148,3 @@ class GatedModule(nn.Module):
         if net.model.config.decoder_size == 32:
             image = nn.functional.avg_pool2d(image, 2)
         return (decoder(feature) - image).square().flatten(1).sum(-1)
-
-
-class GatedExport:
-    """What is exported of a policy with a gate; see `GatedModule` for the arguments."""
-
-    def __init__(
-        self,
-        policy: nn.Module,
-        heads: Heads,
-        *,
-        reach: float = 0.0,
-        reconstruct: bool = False,
-    ) -> None:
-        self._module = GatedModule(policy, heads, reach=reach, reconstruct=reconstruct)
-
-    def export_module(self) -> GatedModule:
-        """One decision with plain tensors in and out."""
-        return self._module

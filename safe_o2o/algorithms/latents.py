@@ -118,6 +118,10 @@ class PairModule(nn.Module):
         ]
         self.output_names = ["action", *self.carry_names.values(), *self.diagnostics]
 
+    def export_module(self) -> PairModule:
+        """Itself: it is what is exported."""
+        return self
+
     def example_inputs(self) -> tuple[Tensor, ...]:
         """One valid input of every name, batch size 1."""
         dtype = {"uint8": torch.uint8, "float32": torch.float32}
@@ -176,14 +180,3 @@ class PairModule(nn.Module):
             },
         )
         return moment
-
-
-class PairPolicy:
-    """What is exported of a policy on latents: the pair, on observations."""
-
-    def __init__(self, tracker: Tracker, head: nn.Module) -> None:
-        self._module = PairModule(tracker, head)
-
-    def export_module(self) -> PairModule:
-        """One decision with plain tensors in and out."""
-        return self._module

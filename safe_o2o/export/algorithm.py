@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from safe_o2o import bundle
-from safe_o2o.algorithms.gated import GatedExport, fingerprint
-from safe_o2o.algorithms.latents import PairPolicy, Tracker
+from safe_o2o.algorithms.gated import GatedModule, fingerprint
+from safe_o2o.algorithms.latents import PairModule, Tracker
 from safe_o2o.algorithms.reachability import Reachability
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.statistics import Statistics
@@ -48,7 +48,7 @@ def export_algorithm(
     policy, spec = algorithm.policy, algorithm.spec
     if encoder is not None:
         spec.require_same(encoder.latent_spec, mine=f"algorithm {name}", theirs="the encoder")
-        policy, spec = PairPolicy(encoder, policy.export_module()), encoder.spec
+        policy, spec = PairModule(encoder, policy.export_module()), encoder.spec
     spec.require_same(dataset.spec, mine=f"algorithm {name}", theirs=f"dataset {dataset.directory}")
     if gate is not None:
         policy = gated(policy, gate)
@@ -70,7 +70,7 @@ def export_algorithm(
     )
 
 
-def gated(policy: Exportable, gate: Reachability) -> GatedExport:
+def gated(policy: Exportable, gate: Reachability) -> GatedModule:
     """A policy together with what a gate asks about it.
 
     Raises:
@@ -84,6 +84,6 @@ def gated(policy: Exportable, gate: Reachability) -> GatedExport:
             where="gate",
             todo="encode with the policy's checkpoint (--what state), and train the gate on that",
         )
-    return GatedExport(
+    return GatedModule(
         module, gate.heads, reach=gate.config.reach, reconstruct=gate.config.reconstruct
     )
