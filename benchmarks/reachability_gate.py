@@ -16,12 +16,11 @@ is in `--results` is not measured again; every line is one measurement, raw.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from _gate_cells import COMBINED, Alarm, auroc, driven, judged, ratio_bound, redrawn
+from _gate_cells import COMBINED, Alarm, driven, judged, redrawn
+from _gate_table import HARMLESS, SEEN, UNSEEN, Row, Table, show
 
 from safe_o2o import bundle
 from safe_o2o.cli import calibrate, console, finetune, main
@@ -38,56 +38,17 @@ from safe_o2o.cli.seeds import episode_seeds
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.episode import EpisodeMeta
 from safe_o2o.errors import BundleError
-from safe_o2o.intervals import wilson
 from safe_o2o.runtime.gate_calibration import Trace, trace
 from safe_o2o.runtime.gated_policy import load_policy
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from safe_o2o.runtime.rollout import run_episodes
-from safe_o2o.safety.calibration import alarms_expected
 from safe_o2o.safety.gate_file import GATE, gate_of, write_gate
 from safe_o2o.training.finetune import FineTunerConfig
 
-TASK, SEEN = "safe_reach", "standard"
-UNSEEN = ("shape", "colour", "number")
-HARMLESS = ("table", "light", "distractor")
+TASK = "safe_reach"
 FIT, SAFE = 100, 200
 """Safe episodes behind the ranks, and behind the threshold."""
 ALPHA, DRAWS, ROUNDS, PER_ROUND = 0.05, 20, 4, 10
-Row = dict[str, Any]
-
-
-class Table:
-    """The lines of the results file by (seed, what, scene)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = [json.loads(line) for line in lines]
-
-    def get(self, seed: int, what: str, scene: str = "") -> Row | None:
-        """One measurement, None where it was not made yet."""
-        for row in self.rows:
-            if (row["seed"], row["what"], row["scene"]) == (seed, what, scene):
-                return dict(row)
-        return None
-
-    def measure(self, seed: int, what: str, scene: str, how: Callable[[], Row]) -> Row:
-        """The measurement, made now if it was not before."""
-        known = self.get(seed, what, scene)
-        if known is not None:
-            return known
-        row = {"seed": seed, "what": what, "scene": scene, **how()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.rows.append(row)
-        print(f"seed {seed}: {what} {scene}", flush=True)
-        return row
-
-    def all(self, what: str, scene: str = "") -> list[Row]:
-        """The measurements of every seed."""
-        found = [r for r in self.rows if (r["what"], r["scene"]) == (what, scene)]
-        return sorted(found, key=lambda row: row["seed"])
 
 
 def say(words: Sequence[str]) -> None:
@@ -166,33 +127,30 @@ class Seed:
 
     def _calibrate(self) -> Row:
         """Shadow episodes until enough of them were safe, then the thresholds."""
-        data, wanted = self.folder / "calibration", FIT + SAFE
-        while True:
-            safe = sum(not episode.violation for episode in Dataset(data)) if data.exists() else 0
-            known = len(Dataset(data)) if data.exists() else 0
-            if safe >= FIT + SAFE:
-                break
-            missing = FIT + SAFE - safe
-            wanted = known + max(20, missing)
-            self._shadow(data, wanted)
+        data = self.folder / "calibration"
+        self._shadow(data, FIT + SAFE)
         say(["calibrate", self.bundle, "--data", data, "--episodes", 0, "--alarm.alpha", ALPHA])
         gate = gate_of(self.bundle)
         assert gate is not None
         return {"thresholds": vars(gate.thresholds), "facts": dict(gate.calibration)}
 
-    def _shadow(self, data: Path, episodes: int, directory: Path | None = None) -> Dataset:
+    def _shadow(self, data: Path, safe: int, directory: Path | None = None) -> Dataset:
+        """Shadow episodes of a bundle until that many of them are safe."""
         policy = OnnxPolicy.load(directory or self.bundle)
-        return calibrate.shadow_episodes(
-            calibrate.Arguments(
-                bundle=policy.directory,
-                data=data,
-                episodes=episodes,
-                task=TASK,
-                seed=self.seed,
-                workers=self.arguments.workers,
-            ),
-            policy,
-        )
+        episodes = Dataset.create(data, policy.spec, task=TASK, exist_ok=True)
+        while (missing := safe - sum(not episode.violation for episode in episodes)) > 0:
+            episodes = calibrate.shadow_episodes(
+                calibrate.Arguments(
+                    bundle=policy.directory,
+                    data=data,
+                    episodes=len(episodes) + max(20, missing),
+                    task=TASK,
+                    seed=self.seed,
+                    workers=self.arguments.workers,
+                ),
+                policy,
+            )
+        return episodes
 
     def _cell(self, scene: str, mode: str) -> Row:
         """Fresh layouts in a scene; the same ones whatever the gate does."""
@@ -330,11 +288,7 @@ class Seed:
                 refused = True
             (directory / GATE).write_bytes(own)
             data = place / f"calibration-{directory.name}"
-            wanted, safe = 0, 0
-            while safe < FIT + SAFE + self.arguments.n:
-                wanted += max(20, FIT + SAFE + self.arguments.n - safe)
-                shadow = self._shadow(data, wanted, directory)
-                safe = sum(not episode.violation for episode in shadow)
+            shadow = self._shadow(data, FIT + SAFE + self.arguments.n, directory)
             traces = self._traces(directory, shadow)
             unused = [entry for entry in traces if entry.violated_at is None][FIT + SAFE :]
             later = {entry.episode for entry in unused}
@@ -374,85 +328,6 @@ class Seed:
             p50, p99 = np.percentile(samples[50:], [50, 99])
             found |= {f"{name}_p50_ms": float(p50), f"{name}_p99_ms": float(p99)}
         return found
-
-
-def share(count: int, n: int) -> str:
-    """A rate in percent with its interval."""
-    if not n:
-        return "–"
-    low, high = wilson(count, n)
-    return f"{100 * count / n:.1f} % ({100 * low:.0f} to {100 * high:.0f}; {count} of {n})"
-
-
-def show(table: Table) -> None:
-    """Bar by bar, whatever was measured."""
-    seen = table.all("off", SEEN)
-    if not seen:
-        print("nothing was measured yet")
-        return
-    alarmed, safe = (sum(row[name] for row in seen) for name in ("alarmed", "safe"))
-    facts = [row["facts"] for row in table.all("calibration")]
-    most = sum(alarms_expected(f["n"], f["k"], r["safe"]) for f, r in zip(facts, seen, strict=True))
-    print(f"1  alarmed safe seen episodes {share(alarmed, safe)}; at most about {most} by chance")
-    rates = [rate for row in table.all("redraws") for rate in row["rates"]]
-    if rates:
-        print(f"   mean over {len(rates)} re-draws {np.mean(rates):.3f}, sd {np.std(rates):.3f}")
-    for scene in (SEEN, *UNSEEN):
-        rows = table.all("off", scene)
-        timely, violating = (sum(row[name] for row in rows) for name in ("timely", "violating"))
-        print(f"2  {scene}: violations alarmed in time {share(timely, violating)}")
-        told = []
-        for name in (COMBINED, "risk", "disagreement", "surprise"):
-            above = [x for row in rows for x in row["violating_maxima"].get(name, ())]
-            below = [x for row in rows for x in row["safe_maxima"].get(name, ())]
-            told.append(f"{name} {auroc(above, below):.3f}")
-        print(f"3  {scene}: AUROC " + ", ".join(told))
-    for title, scenes in (("seen", (SEEN,)), ("unseen, pooled", UNSEEN)):
-        pooled = {
-            mode: [row for scene in scenes for row in table.all(mode, scene)]
-            for mode in ("off", "smooth", "switching")
-        }
-        if len({len(rows) for rows in pooled.values()}) > 1:
-            continue
-        for mode, rows in pooled.items():
-            n = sum(row["n"] for row in rows)
-            said = [
-                f"{name} {share(sum(sum(row[name]) for row in rows), n)}"
-                for name in ("success", "violation", "stalled")
-            ]
-            change = sum(sum(row["change"]) for row in rows)
-            print(f"4-6 {title}, gate {mode}: {', '.join(said)}, sum |da| {change:.0f}")
-        without = [x for row in pooled["off"] for x in row["violation"]]
-        behind = [x for row in pooled["smooth"] for x in row["violation"]]
-        value, bound = ratio_bound(behind, without)
-        print(f"4  {title}: violations with / without {value:.2f}, upper 95 % bound {bound:.2f}")
-        ratio = np.divide(
-            *(sum(sum(r["change"]) for r in pooled[m]) for m in ("smooth", "switching"))
-        )
-        print(f"6  {title}: sum |da| smooth / switching {ratio:.2f}")
-    for scene in HARMLESS:
-        rows = table.all("off", scene)
-        counts = [sum(row[name] for row in rows) for name in ("alarmed", "safe")]
-        print(f"7  {scene}: alarmed safe episodes {share(*counts)}")
-    for scene in UNSEEN:
-        rows = table.all("finetune", scene)
-        if rows:
-            n, hits = (sum(row["n"] for row in rows), sum(sum(row["violation"]) for row in rows))
-            offline = 100 * float(np.mean([row["offline"] for row in rows]))
-            bundles = sum(len(set(row["bundles"])) for row in rows)
-            print(
-                f"8  {scene}: violations during {share(hits, n)}, offline policy {offline:.1f} %; "
-                f"{bundles} bundles acted"
-            )
-    for row in table.all("recalibrated"):
-        for entry in row["bundles"]:
-            print(f"9  {entry}")
-    for row in table.all("latency"):
-        print("10 " + ", ".join(f"{k} {v:.2f}" for k, v in row.items() if k.endswith("_ms")))
-    for row in table.all("heads"):
-        spent = f"states {row['encode_s']:.0f} s, training {row['train_s']:.0f} s"
-        budget = f"{row['updates']} updates, {row['threads']} threads"
-        print(f"heads, seed {row['seed']}: {spent}, {budget}")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
