@@ -210,6 +210,10 @@ def test_episodes_are_where_a_topic_says_so_and_come_in_once(tmp_path: Path) -> 
     messages.sort(key=lambda entry: entry[1])
     dataset, report = imported(tmp_path, messages, episode="/recording")
     assert [len(episode) for episode in dataset] == [3, 4] and len(report.episodes) == 2
+    for episode, first in zip(dataset, (2, 10), strict=True):
+        pictures = episode.obs["image"]
+        expected = [pixels(first + 2 * i) for i in range(len(pictures))]
+        assert np.array_equal(pictures, expected)
     again = import_bag(tmp_path / "bag", mapping(episode="recording"), dataset, behavior="human")
     assert again.known == 2 and not again.episodes and len(dataset) == 2
 
@@ -223,6 +227,28 @@ def test_what_was_lost_in_each_episode_adds_up(tmp_path: Path) -> None:
     _, report = imported(tmp_path, messages, episode="/recording")
     assert len(report.episodes) == 2 and report.lost == 2
     assert report.topics["camera/image"].stale == 2
+
+
+def test_a_gripper_on_the_same_topic_is_left_out(tmp_path: Path) -> None:
+    whole, gripper = one_second(), []
+    for i in range(0, 101, 7):
+        stamp = BEGIN + i * 10 * MS + 3 * MS
+        kind, message = joint_state(stamp, (0.0, 0.0))
+        message.name = ["left_finger", "right_finger"]
+        gripper.append(("/joint_states", stamp, (kind, message)))
+    found = []
+    for name, messages in (("alone", whole), ("both", [*whole, *gripper])):
+        messages = sorted(messages, key=lambda entry: entry[1])
+        dataset = Dataset.create(tmp_path / f"d-{name}", mapping().spec(), task="reach")
+        bag = write(tmp_path / name, messages)
+        report = import_bag(bag, mapping(), dataset, behavior="human")
+        assert report.topics["joint_states"].other_joints == (name == "both") * len(gripper)
+        found.append(next(iter(dataset)).obs["position"])
+    assert np.array_equal(*found)
+    gripper_only = [e for e in whole if e[0] != "/joint_states"] + gripper
+    bag = write(tmp_path / "gripper", sorted(gripper_only, key=lambda entry: entry[1]))
+    with pytest.raises(DataError, match="no joint 'a', only left_finger, right_finger"):
+        import_bag(bag, mapping(), dataset, behavior="human")
 
 
 def test_success_ends_the_task(tmp_path: Path) -> None:

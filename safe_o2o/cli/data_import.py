@@ -82,6 +82,7 @@ def describe(path: Path, report: ImportReport) -> str:
         doubts = {
             "without a stamp": told.without_stamp,
             "out of order": told.out_of_order,
+            "of other joints": told.other_joints,
             "instants too old": told.stale,
         }
         said = ", ".join(f"{count} {what}" for what, count in doubts.items() if count)

@@ -26,6 +26,10 @@ _ENCODINGS = {
 """Bytes of a pixel, and which of them are red, green and blue."""
 
 
+class OtherJointsError(DataError):
+    """None of the joints that are asked for: another publisher's message on the same topic."""
+
+
 def stamp_of(message: Any) -> int | None:
     """What the header says, ns; None where there is none, or it was never filled in."""
     header = getattr(message, "header", None)
@@ -39,7 +43,8 @@ def joints(message: Any, names: Sequence[str], entry: str) -> Array:
     """Entries of a `JointState` by joint name `[n]`.
 
     Raises:
-        DataError: a joint is missing, or the message does not say this of it.
+        OtherJointsError: none of them is in there.
+        DataError: some are missing, or the message does not say this of them.
     """
     return _by_joint(message.name, getattr(message, entry), names)
 
@@ -55,9 +60,9 @@ def trajectory(message: Any, names: Sequence[str], entry: str) -> Array:
 def _by_joint(said: Sequence[str], numbers: Any, names: Sequence[str]) -> Array:
     """Those of a message's numbers that belong to the joints that are named."""
     known, values = {name: row for row, name in enumerate(said)}, np.asarray(numbers, np.float64)
-    for name in names:
-        if name not in known:
-            raise DataError(f"has no joint {name!r}, only {', '.join(known) or 'none'}")
+    if missing := [name for name in names if name not in known]:
+        kind = OtherJointsError if len(missing) == len(names) else DataError
+        raise kind(f"has no joint {missing[0]!r}, only {', '.join(known) or 'none'}")
     if len(values) != len(known):
         raise DataError(f"says {len(values)} numbers of {len(known)} joints")
     return values[[known[name] for name in names]]

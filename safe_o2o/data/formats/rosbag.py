@@ -8,7 +8,7 @@ is what was commanded in the period after it. `rosbags` reads them: no ROS is ne
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,31 +19,13 @@ import numpy as np
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.episode import EpisodeMeta
 from safe_o2o.data.formats.alignment import Steps, during, held, steps
-from safe_o2o.data.formats.bag_map import ArrayMap, BagMap, plain
-from safe_o2o.data.formats.bag_messages import COMPRESSED, IMAGE, VECTORS, picture, stamp_of
-from safe_o2o.errors import DataError, MissingDependencyError
+from safe_o2o.data.formats.bag_map import BagMap, plain
+from safe_o2o.data.formats.bag_reader import Bag, Stream, TopicReport
+from safe_o2o.errors import DataError
+from safe_o2o.spaces import Spec
 from safe_o2o.types import Array, Source, Transition
 
 NANO = 1_000_000_000
-
-
-@dataclass
-class TopicReport:
-    """What became of a topic's messages.
-
-    Attributes:
-        kind: their type.
-        messages: how many there are.
-        without_stamp: those whose header says no time: when they were written counts.
-        out_of_order: those with a stamp older than one before.
-        stale: instants at which the newest was too old.
-    """
-
-    kind: str
-    messages: int = 0
-    without_stamp: int = 0
-    out_of_order: int = 0
-    stale: int = 0
 
 
 @dataclass
@@ -65,21 +47,6 @@ class ImportReport:
     lost: int = 0
     clipped: int = 0
     topics: dict[str, TopicReport] = field(default_factory=dict)
-
-
-@dataclass
-class _Stream:
-    """One topic, sorted by stamp.
-
-    Attributes:
-        stamp: `[n]` ns.
-        values: `[n, ...]`; None for pictures, which are decoded once it is known which.
-        order: where each entry stands among the topic's messages in the file `[n]`.
-    """
-
-    stamp: Array
-    values: Array | None
-    order: Array
 
 
 def import_bag(
@@ -115,8 +82,8 @@ def import_bag(
         for entry in dataset
         if entry.meta.provenance.get("bag_sha256") == digest
     }
-    with closing(_Bag(path)) as bag:
-        streams = bag.streams(mapping, report, progress)
+    with closing(Bag(path)) as bag:
+        streams = bag.streams(mapping, report.topics, progress)
         observed = {name: streams[f"observation.{name}"].stamp for name in mapping.observation}
         for part, (start, stop) in enumerate(_parts(streams, mapping)):
             if part in known:
@@ -135,7 +102,7 @@ def import_bag(
                 name: bag.array(entry, streams[f"observation.{name}"], found.rows[name])
                 for name, entry in mapping.observation.items()
             }
-            transitions = _transitions(mapping, streams, found, obs, source, report)
+            transitions = _transitions(dataset.spec, mapping, streams, found, obs, source, report)
             transitions[-1] = _last(transitions[-1], mapping, success)
             provenance = {"bag": path.name, "bag_sha256": digest, "part": part}
             report.episodes.append(
@@ -157,7 +124,7 @@ def import_bag(
     return report
 
 
-def _parts(streams: Mapping[str, _Stream], mapping: BagMap) -> list[tuple[int, int]]:
+def _parts(streams: Mapping[str, Stream], mapping: BagMap) -> list[tuple[int, int]]:
     """Beginning and end of each episode, ns."""
     first = min(int(stream.stamp[0]) for stream in streams.values())
     last = max(int(stream.stamp[-1]) for stream in streams.values())
@@ -176,8 +143,9 @@ def _parts(streams: Mapping[str, _Stream], mapping: BagMap) -> list[tuple[int, i
 
 
 def _transitions(
+    spec: Spec,
     mapping: BagMap,
-    streams: Mapping[str, _Stream],
+    streams: Mapping[str, Stream],
     found: Steps,
     obs: Mapping[str, Array],
     source: Source,
@@ -192,7 +160,7 @@ def _transitions(
     target = commands.values[np.maximum(held(commands.stamp, end), 0)]
     if mapping.action.relative_to:
         target = target - obs[mapping.action.relative_to][:-1]
-    action = mapping.spec().action.from_si(target)
+    action = spec.action.from_si(target)
     report.clipped += int((np.abs(action) > 1.0).sum())
     action = np.clip(action, -1.0, 1.0)
     reward = _gathered(streams.get("reward"), begin, end, np.sum)
@@ -214,7 +182,7 @@ def _transitions(
 
 
 def _gathered(
-    stream: _Stream | None, begin: Array, end: Array, how: Callable[[Array], Any]
+    stream: Stream | None, begin: Array, end: Array, how: Callable[[Array], Any]
 ) -> list[float]:
     """What a topic's numbers amount to in each step."""
     if stream is None:
@@ -233,127 +201,6 @@ def _last(transition: Transition, mapping: BagMap, success: bool | None) -> Tran
         return replace(transition, truncated=True)
     reward = transition.reward if mapping.reward else 1.0
     return replace(transition, terminated=True, reward=reward)
-
-
-class _Bag:
-    """An open bag.
-
-    Raises:
-        MissingDependencyError: `rosbags` is not installed.
-        DataError: no such bag, or none.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            from rosbags.highlevel import AnyReader, AnyReaderError
-            from rosbags.typesys import Stores, get_typestore
-        except ImportError as error:
-            raise MissingDependencyError(
-                "reading bags needs rosbags", todo="pip install 'safe_o2o[bags]'"
-            ) from error
-        self.path = path
-        try:
-            self._reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY))
-            self._reader.open()
-        except FileNotFoundError as error:
-            raise DataError("no such bag", where=path, todo="check the path") from error
-        except (AnyReaderError, OSError, ValueError) as error:
-            raise DataError(f"is no bag, or a damaged one ({error})", where=path) from error
-
-    def close(self) -> None:
-        """Release the files."""
-        self._reader.close()
-
-    def streams(
-        self,
-        mapping: BagMap,
-        report: ImportReport,
-        progress: Callable[[int, int], None] | None,
-    ) -> dict[str, _Stream]:
-        """What each topic that the mapping names holds, by its use; pictures but for their stamps.
-
-        Raises:
-            DataError: see `import_bag`.
-        """
-        wanted = mapping.uses
-        self._require(wanted, report)
-        by_topic: dict[str, list[str]] = {}
-        for use, (name, _) in wanted.items():
-            by_topic.setdefault(name, []).append(use)
-        rows: dict[str, list[tuple[int, Array | None]]] = {use: [] for use in wanted}
-        chosen = [c for c in self._reader.connections if plain(c.topic) in by_topic]
-        total = sum(c.msgcount for c in chosen)
-        messages = self._reader.messages(connections=chosen)
-        for number, (connection, written, raw) in enumerate(messages):
-            name = plain(connection.topic)
-            message = self._reader.deserialize(raw, connection.msgtype)
-            said, told = stamp_of(message), report.topics[name]
-            stamp = written if said is None else said
-            before = rows[by_topic[name][0]]
-            told.messages += 1
-            told.without_stamp += said is None
-            told.out_of_order += bool(before) and stamp < before[-1][0]
-            for use in by_topic[name]:
-                rows[use].append((stamp, self._vector(use, wanted[use][1], message)))
-            if progress is not None:
-                progress(number + 1, total)
-        for use, found in rows.items():
-            if not found:
-                raise DataError(f"has no message on {wanted[use][0]!r}", where=self.path)
-        return {use: _sorted(found) for use, found in rows.items()}
-
-    def _require(self, wanted: Mapping[str, tuple[str, Any]], report: ImportReport) -> None:
-        """Every topic is there, and can become what it is for."""
-        kinds = {plain(c.topic): c.msgtype for c in self._reader.connections}
-        for use, (name, entry) in wanted.items():
-            if name not in kinds:
-                raise DataError(
-                    f"has no topic {name!r}, only {', '.join(sorted(kinds)) or 'none'}",
-                    where=self.path,
-                )
-            pictures = isinstance(entry, ArrayMap) and entry.size is not None
-            if kinds[name] not in ((IMAGE, COMPRESSED) if pictures else VECTORS):
-                what = "a picture" if pictures else "a vector (pictures need a size)"
-                raise DataError(
-                    f"has {kinds[name]} on {name!r}, which cannot become {what} ({use})",
-                    where=self.path,
-                )
-            report.topics[name] = TopicReport(kinds[name])
-
-    def _vector(self, use: str, entry: Any, message: Any) -> Array | None:
-        if isinstance(entry, ArrayMap) and entry.size is not None:
-            return None
-        names, part = (entry.names, entry.field) if entry is not None else ((use,), "position")
-        try:
-            return VECTORS[message.__msgtype__](message, names, part)
-        except DataError as error:
-            raise DataError(error.what, where=f"{self.path}, {use}") from error
-
-    def array(self, entry: ArrayMap, stream: _Stream, rows: Array) -> Array:
-        """An array of the observation at each instant `[K, ...]`."""
-        if entry.size is None:
-            assert stream.values is not None
-            return np.asarray(stream.values[rows], np.float32)
-        wanted, name = stream.order[rows], plain(entry.topic)
-        needed, found = set(wanted.tolist()), {}
-        chosen = [c for c in self._reader.connections if plain(c.topic) == name]
-        for number, (connection, _, raw) in enumerate(self._reader.messages(connections=chosen)):
-            if number in needed:
-                message = self._reader.deserialize(raw, connection.msgtype)
-                try:
-                    found[number] = picture(message, connection.msgtype, entry.size)
-                except DataError as error:
-                    raise DataError(error.what, where=f"{self.path}, topic {name}") from error
-        return np.stack([found[number] for number in wanted.tolist()])
-
-
-def _sorted(rows: Sequence[tuple[int, Array | None]]) -> _Stream:
-    stamps = np.asarray([stamp for stamp, _ in rows], np.int64)
-    order = np.argsort(stamps, kind="stable")
-    values = None
-    if rows[0][1] is not None:
-        values = np.stack([np.asarray(value) for _, value in rows])[order]
-    return _Stream(stamps[order], values, order)
 
 
 def _digest(path: Path) -> str:
