@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     dataset = Dataset(arguments.data)
     from safe_o2o.export.algorithm import export_algorithm
     from safe_o2o.training import checkpoint, latents
-    from safe_o2o.training.restore import load_algorithm
+    from safe_o2o.training.restore import load_algorithm, load_heads
 
     algorithm = load_algorithm(arguments.checkpoint)
     name = checkpoint.read_header(arguments.checkpoint).meta.algorithm
@@ -58,11 +58,7 @@ def main(argv: Sequence[str]) -> None:
             )
         encoder = latents.LatentDataset(arguments.data).tracker()
         dataset = Dataset(arguments.observations)
-    gate: Any = None
-    if arguments.gate is not None:
-        gate = load_algorithm(arguments.gate)
-        if not hasattr(gate, "heads"):
-            raise ConfigError("is no checkpoint of `reachability`", where=arguments.gate)
+    gate = None if arguments.gate is None else load_heads(arguments.gate)
     report = export_algorithm(algorithm, name, arguments.out, dataset, encoder=encoder, gate=gate)
     live = arguments.live == "yes" or (
         arguments.live == "first" and bundle.current(arguments.out) is None

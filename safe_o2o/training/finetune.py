@@ -36,7 +36,7 @@ from safe_o2o.training.logger import MetricLog
 from safe_o2o.training.memory import keep_freed_memory
 from safe_o2o.training.promotion import PromotionConfig, promote
 from safe_o2o.training.recalibration import recalibrate
-from safe_o2o.training.restore import load_algorithm
+from safe_o2o.training.restore import load_heads
 from safe_o2o.training.seed import seed_everything
 
 Progress = Callable[[int, int], None]
@@ -156,10 +156,7 @@ class FineTuner:
                 where=self.run_dir / GATE,
                 todo="keep the checkpoints of `safe-o2o train reachability` there",
             )
-        heads = load_algorithm(newest)
-        if not isinstance(heads, Reachability):
-            raise CheckpointError("holds no heads of a gate", where=newest)
-        self.gate = heads
+        self.gate = load_heads(newest)
         self.calibration = Dataset(self.run_dir / CALIBRATION)
 
     def _prepare(self) -> None:

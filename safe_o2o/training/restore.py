@@ -6,6 +6,8 @@ from pathlib import Path
 
 from safe_o2o import catalog
 from safe_o2o import config as settings
+from safe_o2o.algorithms.reachability import Reachability
+from safe_o2o.errors import CheckpointError
 from safe_o2o.interfaces import Algorithm
 from safe_o2o.spaces import Spec
 from safe_o2o.training import checkpoint
@@ -27,3 +29,15 @@ def load_algorithm(path: Path) -> Algorithm:
     algorithm: Algorithm = cls(config, Spec.from_json(meta.spec))
     algorithm.load_state_dict(checkpoint.load(path)["algorithm"])
     return algorithm
+
+
+def load_heads(path: Path) -> Reachability:
+    """What `safe-o2o train reachability` saved.
+
+    Raises:
+        CheckpointError: it is the checkpoint of something else; and those of `load_algorithm`.
+    """
+    heads = load_algorithm(path)
+    if not isinstance(heads, Reachability):
+        raise CheckpointError("is no checkpoint of `reachability`", where=path)
+    return heads
