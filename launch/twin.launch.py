@@ -38,6 +38,7 @@ ARGUMENTS = {
     "first_seed": ("0", "seed of the first layout"),
     "episodes": ("0", "episodes to run; 0 goes on until stopped"),
     "learner": ("false", "fine-tune online between rounds of episodes"),
+    "bags": ("false", "beside each episode keep what passed on the topics, in RUN_DIR/bags"),
     "namespace": ("", "namespace of all nodes and topics"),
     "episodes_per_round": ("10", "with a learner: episodes before each fine-tuning"),
     "rounds": ("4", "with a learner: rounds of fine-tuning"),
@@ -81,6 +82,7 @@ def overrides():
             "gate": value("gate"),
         },
         "recorder_node": {"run_dir": value("run_dir")},
+        "bag_node": {"run_dir": value("run_dir")},
         "learner_node": {
             "run_dir": value("run_dir"),
             "episodes_per_round": value("episodes_per_round", int),
@@ -132,8 +134,8 @@ def generate_launch_description():
                 on_exit=end_of(node) if ends else None,
                 respawn=bool(node.get("restarts")),
                 respawn_max_retries=node.get("restarts", 0),
-                condition=IfCondition(LaunchConfiguration("learner"))
-                if node["name"] == "learner_node"
+                condition=IfCondition(LaunchConfiguration(node["when"]))
+                if "when" in node
                 else None,
             )
         )

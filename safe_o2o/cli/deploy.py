@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from safe_o2o.cli import console
 from safe_o2o.cli.parse import parse
@@ -28,6 +29,7 @@ class Arguments:
         speed: twin time per wall time; 1 is real time.
         seed: which layouts; collected and evaluated episodes never share them.
         ros: `yes` insists on the ROS graph, `no` on one process, `auto` takes what is there.
+        bags: `yes` keeps what passed on the topics beside each episode, in RUN/bags (ROS graph).
         gate: the bundle's reachability gate: `on`; `shadow`, it decides and does nothing; or `off`.
     """
 
@@ -39,6 +41,7 @@ class Arguments:
     speed: float = 1.0
     seed: int = 0
     ros: str = "auto"
+    bags: Literal["yes", "no"] = "no"
     gate: GateMode = "on"
 
 
@@ -55,6 +58,7 @@ def main(argv: Sequence[str]) -> None:
             speed=arguments.speed,
             seed=episode_seeds("online", arguments.seed, 1)[0],
             ros=ros_choice(arguments.ros),
+            bags=arguments.bags == "yes",
             gate=arguments.gate,
             progress=progress,
         )
@@ -99,8 +103,10 @@ def describe(report: DeployReport) -> str:
         f"{stage} {values['p50_ms']:.1f}/{values['p99_ms']:.1f}"
         for stage, values in report.latency.items()
     ]
+    stages = stages or ["-"]
+    died = f"; who keeps the bags died: {report.bags_failed}" if report.bags_failed else ""
     return (
         f"deployed over {how}: {figures['n']} episodes, success "
         f"{100 * figures['success']['rate']:.0f} %, violation "
-        f"{100 * figures['violation']['rate']:.0f} %; p50/p99 in ms: {', '.join(stages) or '-'}"
+        f"{100 * figures['violation']['rate']:.0f} %; p50/p99 in ms: {', '.join(stages)}{died}"
     )

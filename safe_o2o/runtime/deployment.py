@@ -51,6 +51,7 @@ class DeployReport:
         dropped: episodes that were begun but not committed.
         learner_failed: the learner's last words when it died on the way; `""` otherwise.
         learner_restarts: how often it was started again after that.
+        bags_failed: likewise, of whoever keeps the bags.
     """
 
     ros: bool
@@ -64,6 +65,7 @@ class DeployReport:
     dropped: int = 0
     learner_failed: str = ""
     learner_restarts: int = 0
+    bags_failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class DeployConfig:
         speed: twin time per wall time.
         seed: seed of the first layout.
         learner: fine-tune online.
+        bags: beside each episode keep what passed on the topics, in RUN/bags.
         deterministic: mean action.
         wait_for_learner: longest wait after a round before the actor goes on alone, s.
         gate: what a bundle's reachability gate does; see `GateMode`.
@@ -97,6 +100,7 @@ class DeployConfig:
     speed: float = 8.0
     seed: int = 0
     learner: bool = False
+    bags: bool = False
     deterministic: bool = True
     wait_for_learner: float = 300.0
     gate: GateMode = "on"
@@ -162,7 +166,8 @@ def deploy(
 
     Raises:
         UnknownNameError: no such task.
-        MissingDependencyError: `ros=True`, and ROS is not there.
+        MissingDependencyError: `ros=True`, and ROS is not there; or `bags` without rosbags.
+        ConfigError: `bags` in one process.
         DeploymentError: a node that the graph needs died, or nothing happened for two minutes.
         BundleError: there is no usable bundle.
     """
@@ -182,11 +187,19 @@ def deploy(
     missing = ros_missing()
     if ros and missing:
         raise MissingDependencyError(missing, where="--ros")
+    if config.bags and (missing or ros is False):
+        raise ConfigError(
+            "there are no topics in one process", where="bags", todo="deploy over ROS 2"
+        )
+    if config.bags and importlib.util.find_spec("rosbags") is None:
+        raise MissingDependencyError(
+            "writing bags needs rosbags", todo="pip install 'safe_o2o[bags]'"
+        )
     start = time.perf_counter()
-    fate = _Learner()
+    fates: dict[str, _Fate] = {}
     if not _complete(run_dir, config):
         if ros is not False and not missing:
-            fate = _run_graph(run_dir, config, progress)
+            fates = _run_graph(run_dir, config, progress)
         else:
             from safe_o2o.runtime.local_deployment import run_in_process
 
@@ -195,12 +208,18 @@ def deploy(
             )
     cause = "" if ros is not False and not missing else (missing or "asked for one process")
     report = read_report(run_dir, cause=cause, wall=time.perf_counter() - start)
-    return replace(report, learner_failed=fate.failed, learner_restarts=fate.restarts)
+    learner = fates.get("learner_node", _Fate())
+    return replace(
+        report,
+        learner_failed=learner.failed,
+        learner_restarts=learner.restarts,
+        bags_failed=fates.get("bag_node", _Fate()).failed,
+    )
 
 
 @dataclass
-class _Learner:
-    """What became of it."""
+class _Fate:
+    """What became of a node that the run can do without."""
 
     failed: str = ""
     restarts: int = 0
@@ -245,6 +264,7 @@ def graph_parameters(
             "wait_for_learner": float(config.wait_for_learner if config.learner else 0.0),
         },
         "recorder_node": {"run_dir": str(run_dir)},
+        "bag_node": {"run_dir": str(run_dir)},
         "learner_node": {
             "run_dir": str(run_dir),
             "episodes_per_round": config.episodes_per_round,
@@ -260,18 +280,23 @@ def graph_parameters(
     }
 
 
-def _run_graph(run_dir: Path, config: DeployConfig, progress: Progress | None) -> _Learner:
+def _run_graph(run_dir: Path, config: DeployConfig, progress: Progress | None) -> dict[str, _Fate]:
     """Run the ROS graph until the node that drives it is done.
 
-    A learner that was killed is started again, beside an actor that goes on meanwhile.
+    A learner that was killed is started again, beside an actor that goes on meanwhile; so is
+    whoever keeps the bags.
+
+    Returns:
+        What became of the nodes that are not required, by name.
     """
     graph, defaults = read_graph("twin")
-    nodes = tuple(node for node in graph.nodes if config.learner or node.name != "learner_node")
+    nodes = tuple(node for node in graph.nodes if not node.when or getattr(config, node.when))
     parameters = graph_parameters(run_dir, config, defaults)
     watch = _Watch(run_dir, config, progress)
-    learner = _Learner()
     actor_done: float | None = None
     by_name = {node.name: node for node in nodes}
+    fates = {node.name: _Fate() for node in nodes if not (node.required or node.drives)}
+    learner = fates.get("learner_node", _Fate())
     with (
         free_domain() as domain,
         ProcessGroup(nodes, parameters, run_dir / "deploy", domain) as group,
@@ -285,17 +310,17 @@ def _run_graph(run_dir: Path, config: DeployConfig, progress: Progress | None) -
                     actor_done = time.monotonic()
                 elif node.required or node.drives:
                     group.require(ended)
-                elif code < 0 and learner.restarts < node.restarts:
-                    learner.restarts += 1
+                elif code < 0 and fates[ended].restarts < node.restarts:
+                    fates[ended].restarts += 1
                     group.start(node)
                 else:  # the actor goes on with the last good bundle
-                    learner.failed = group.last_words(ended)
+                    fates[ended].failed = group.last_words(ended)
             if actor_done is not None:
                 # Whoever was started again may be behind with the last round.
                 behind = bool(learner.restarts) and not learner.failed
                 behind &= not _learned(run_dir, config)
                 if not behind or time.monotonic() > actor_done + config.wait_for_learner:
-                    return learner
+                    return fates
 
 
 class _Watch:

@@ -44,6 +44,8 @@ class NodeSpec:
         executable: module in it, and console script.
         required: its death ends the run.
         drives: the run is over when it ends.
+        when: the argument (`learner`, `bags`) that has to be true for it to be started; empty is
+            always.
         nice: added to the niceness.
         restarts: how often it is started again after a signal ended it; a failure that it reports
             itself would come again.
@@ -54,6 +56,7 @@ class NodeSpec:
     executable: str
     required: bool = False
     drives: bool = False
+    when: str = ""
     nice: int = 0
     restarts: int = 0
 

@@ -6,7 +6,14 @@ import os
 from setuptools import setup
 
 PACKAGE = "safe_o2o_ros"
-NODES = ("robot_node", "camera_node", "policy_node", "recorder_node", "learner_node")
+NODES = (
+    "robot_node",
+    "camera_node",
+    "policy_node",
+    "recorder_node",
+    "bag_node",
+    "learner_node",
+)
 
 # The launch files live at the top of the repository, beside the robots and tasks that they start.
 # Colcon and pip both run this file from its own folder; an sdist of this folder alone has no launch

@@ -121,12 +121,19 @@ def image_to_msg(image: Array, stamp: float, frame_id: str = "camera") -> Image:
     msg.header.stamp, msg.header.frame_id = stamp_to_msg(stamp), frame_id
     msg.height, msg.width = int(image.shape[0]), int(image.shape[1])
     msg.encoding, msg.is_bigendian, msg.step = "rgb8", 0, 3 * msg.width
-    data = array.array("B")
-    # The one way that is fast with and without field checks (bytes and ndarray are 100 times
-    # slower).
-    data.frombytes(memoryview(np.ascontiguousarray(image)).cast("B"))
-    msg.data = data
+    msg.data = bytes_to_field(image)
     return msg
+
+
+def bytes_to_field(values: Array) -> array.array[int]:
+    """An array's bytes as a `uint8[]` of a message.
+
+    The one way that is fast with and without field checks: bytes and ndarray are 100 times slower.
+    """
+    data = array.array("B")
+    if values.size:
+        data.frombytes(memoryview(np.ascontiguousarray(values)).cast("B"))
+    return data
 
 
 def image_from_msg(msg: Image) -> Array:

@@ -17,7 +17,7 @@ from sensor_msgs.msg import PointCloud2, PointField
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.obstacle import Obstacle
-from safe_o2o_ros.conversions import stamp_from_msg, stamp_to_msg
+from safe_o2o_ros.conversions import bytes_to_field, stamp_from_msg, stamp_to_msg
 
 _NEEDED = ("x", "y", "z", "radius")
 _END = ("end_x", "end_y", "end_z")
@@ -57,7 +57,7 @@ def obstacles_to_msg(obstacles: Sequence[Obstacle], stamp: float, frame: str) ->
     msg.point_step = 8 * len(names)
     msg.row_step = msg.point_step * len(rows)
     msg.is_bigendian = sys.byteorder == "big"
-    msg.data = rows.astype(np.float64).tobytes()
+    msg.data = bytes_to_field(rows.astype(np.float64))
     return msg
 
 
