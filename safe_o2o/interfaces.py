@@ -268,8 +268,12 @@ class Env(Protocol):
         """Start an episode; reward and cost of the returned step are 0."""
         ...
 
-    def step(self, action: Array, source: Source = Source.POLICY) -> Step:
-        """Execute one policy step."""
+    def step(self, action: Array, source: Source = Source.POLICY, speed: float = 1.0) -> Step:
+        """Execute one policy step, at a share of its speed in (0, 1]: a half takes twice as long.
+
+        Raises:
+            ConfigError: nothing here can be slowed down, and it is asked for.
+        """
         ...
 
     def close(self) -> None:

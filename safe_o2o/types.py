@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, NewType
 
@@ -84,6 +84,15 @@ class Proposal:
     stamp: float
     joint_names: tuple[str, ...]
     source: Source = Source.POLICY
+
+    @property
+    def length(self) -> float:
+        """How long it takes, s."""
+        return len(self.q) * self.period
+
+    def slowed(self, speed: float) -> Proposal:
+        """The same motion at a share of its speed, in (0, 1]: it takes that much longer."""
+        return self if speed == 1.0 else replace(self, period=self.period / speed)
 
 
 class Verdict(IntEnum):

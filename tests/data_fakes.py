@@ -47,7 +47,7 @@ class LineEnv:
         self.x, self.steps = float(self.generator.uniform(0, 0.4)), 0
         return Step(self._obs(), 0.0, 0.0, False, False, np.zeros(1, np.float32))
 
-    def step(self, action: Any, source: Source = Source.POLICY) -> Step:
+    def step(self, action: Any, source: Source = Source.POLICY, speed: float = 1.0) -> Step:
         wish = float(action[0])
         done = float(np.clip(wish, -0.8, 0.8))
         self.x = float(np.clip(self.x + 0.1 * done, 0, 1))

@@ -231,7 +231,10 @@ def test_every_stop_settles_anew() -> None:
 
 def test_a_young_calibration_slows_the_arm_down() -> None:
     one = ReachabilityGate(dataclasses.replace(LIMITS, speed=0.5))
-    assert one.decide(FINE).action[0] == np.float32(0.4)
+    said = one.decide(FINE)
+    assert (said.state, said.speed) == (PASS, 0.5)
+    np.testing.assert_array_equal(said.action, said.wish)  # the same motion, in twice the time
+    assert ReachabilityGate(one.thresholds, shadow=True).decide(FINE).speed == 1.0
 
 
 def test_the_stricter_of_two_has_the_lower_of_each() -> None:

@@ -139,7 +139,7 @@ class Fragile(LineEnv):
         self.bad = self.only is None or seed == self.only
         return super().reset(seed)
 
-    def step(self, action: Any, source: Source = Source.POLICY) -> Step:
+    def step(self, action: Any, source: Source = Source.POLICY, speed: float = 1.0) -> Step:
         if self.bad and self.steps == 3:
             if self.how == "interrupt":
                 raise KeyboardInterrupt
@@ -230,7 +230,7 @@ def test_an_error_in_a_worker_arrives_as_it_is(tmp_path: Path) -> None:
 
 
 class Slow(LineEnv):
-    def step(self, action: Any, source: Source = Source.POLICY) -> Step:
+    def step(self, action: Any, source: Source = Source.POLICY, speed: float = 1.0) -> Step:
         time.sleep(0.02)
         return super().step(np.zeros(1), source)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from safe_o2o import catalog
-from safe_o2o.errors import MissingDependencyError, RobotStateError
+from safe_o2o.errors import ConfigError, MissingDependencyError, RobotStateError
 from safe_o2o.interfaces import Env, Task
 from safe_o2o.runtime.robot_env import RobotEnv
 from safe_o2o.types import Source, Step, Verdict
@@ -98,6 +98,31 @@ def test_executed_actions_add_up_to_the_way_of_the_tool(on_robot: RobotEnv) -> N
         total += env.spec.action.to_si(step.action)
     whole = task.executed_action(began, env.robot.read())
     assert 0.5 * (whole + 1.0) * 0.04 - 0.02 == pytest.approx(total, abs=1e-6)
+
+
+@pytest.mark.parametrize("speed", [0.5, 0.3])
+def test_at_a_share_of_its_speed_the_same_motion_takes_longer(
+    on_robot: RobotEnv, speed: float
+) -> None:
+    env, found = on_robot, {}
+    for share in (1.0, speed):
+        env.reset(3)
+        poses = []
+        for action in np.linspace(-0.6, 0.6, 4):
+            step = env.step(np.full(env.spec.action.dim, action), speed=share)
+            poses.append(env.robot.read().q_command)
+        found[share] = np.array(poses), step.stamp
+    assert found[speed][0] == pytest.approx(found[1.0][0], abs=1e-3)
+    ticks = round(env.ticks / speed)
+    assert found[speed][1] == pytest.approx(4 * ticks * env.robot.period, abs=1e-9)
+
+
+def test_what_cannot_be_slowed_down_says_so(env: Env) -> None:
+    if isinstance(env, RobotEnv):
+        pytest.skip("a robot can")
+    env.reset(0)
+    with pytest.raises(ConfigError, match=r"cannot be driven at 0\.5 of its speed"):
+        env.step(np.zeros(env.spec.action.dim), speed=0.5)
 
 
 def test_a_wish_that_is_not_finite_moves_nothing(on_robot: RobotEnv) -> None:

@@ -208,11 +208,11 @@ def deploy(
             )
     cause = "" if ros is not False and not missing else (missing or "asked for one process")
     report = read_report(run_dir, cause=cause, wall=time.perf_counter() - start)
-    learner = fates.get("learner_node", _Fate())
+    trained = fates.get("learner_node", _Fate())
     return replace(
         report,
-        learner_failed=learner.failed,
-        learner_restarts=learner.restarts,
+        learner_failed=trained.failed,
+        learner_restarts=trained.restarts,
         bags_failed=fates.get("bag_node", _Fate()).failed,
     )
 

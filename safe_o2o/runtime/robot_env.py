@@ -74,8 +74,10 @@ class RobotEnv:
             },
         )
 
-    def step(self, action: Array, source: Source = Source.POLICY) -> Step:
+    def step(self, action: Array, source: Source = Source.POLICY, speed: float = 1.0) -> Step:
         """Execute one policy step: an action `[A]` in [-1, 1] for one policy period.
+
+        At a share of its speed the same motion takes that much longer; it is one step still.
 
         `info` has `success` and `violation` of this step and `timings`, the wall time of each
         stage (s): `propose`, `read`, `certify`, `write`, `observe`.
@@ -88,9 +90,10 @@ class RobotEnv:
                 "cannot step outside an episode", where="environment", todo="call reset(seed) first"
             )
         before, start = self._state, time.perf_counter()
-        proposal = self.task.proposal(action, before, source)
+        ticks = round(self.ticks / speed)
+        proposal = self.task.proposal(action, before, source).slowed(self.ticks / ticks)
         proposed = time.perf_counter()
-        record, times = self.loop.run(proposal, self.ticks)
+        record, times = self.loop.run(proposal, ticks)
         after = self._state = self.robot.read()
         reward, cost, terminated = self.task.outcome()
         force = self.task.contact_force()

@@ -81,7 +81,7 @@ def rollout(
             action, source = actor.act(step.obs)
             acted = time.perf_counter()
             gate = getattr(actor, "gate_decision", None)
-            before, step = step, env.step(action, source)
+            before, step = step, env.step(action, source, 1.0 if gate is None else gate.speed)
             stalled = gate is not None and gate.stalled and not step.terminated
             timings["act"].append(acted - began)
             timings["step"].append(time.perf_counter() - acted)

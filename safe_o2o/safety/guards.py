@@ -187,6 +187,5 @@ class Guards:
     def age(self, proposal: Proposal, now: float) -> str:
         """Is a proposal still, or already, in its time?"""
         config, age = self.config, now - proposal.stamp
-        length = len(proposal.q) * proposal.period
-        fresh = -config.max_future <= age <= length + config.max_proposal_age
+        fresh = -config.max_future <= age <= proposal.length + config.max_proposal_age
         return "" if fresh else "proposal_stale"

@@ -74,7 +74,9 @@ class GateThresholds:
         disagreement: of the ensemble, log of a share of variance.
         surprise: of the scene, nat.
         recon: of the decoder, nat; None where the bundle has none.
-        speed: actions are scaled by this, in (0, 1]: less than 1 while a calibration is young.
+        speed: the arm is held to this share of its speed, in (0, 1]: less than 1 while a
+            calibration is young. The actions stay what they are and take longer, so that the policy
+            sees the same motions.
 
     Raises:
         ConfigError: a threshold is not a number, or an alarm would end where it does not begin.
@@ -165,6 +167,7 @@ class GateDecision:
             policy's action), `disagreement`, `surprise`, `recon` where there is one.
         stalled: no progress for too long: whoever runs the episode should end it.
         shadow: True where the policy's action passed whatever was decided.
+        speed: share of its speed that the arm is held to, in (0, 1].
     """
 
     action: Array
@@ -174,6 +177,7 @@ class GateDecision:
     scores: Mapping[str, float]
     stalled: bool = False
     shadow: bool = False
+    speed: float = 1.0
 
     @property
     def done(self) -> GateState:
@@ -349,10 +353,8 @@ class ReachabilityGate:
     ) -> GateDecision:
         self._state = state
         self._note_progress(state, value)
-        if row is None:  # whatever the graph says, to stand still is a number
-            action = np.zeros(candidates.shape[-1])
-        else:
-            action = candidates[row] * self.thresholds.speed
+        # Whatever the graph says, to stand still is a number.
+        action = np.zeros(candidates.shape[-1]) if row is None else candidates[row]
         if self.shadow:
             action = candidates[0]
         return GateDecision(
@@ -363,6 +365,7 @@ class ReachabilityGate:
             scores=scores,
             stalled=self._idle >= self.config.patience and not self.shadow,
             shadow=self.shadow,
+            speed=1.0 if self.shadow else self.thresholds.speed,
         )
 
     def _note_progress(self, state: GateState, value: float | None) -> None:

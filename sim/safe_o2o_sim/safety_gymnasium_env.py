@@ -113,7 +113,7 @@ class SafetyGymnasiumEnv:
             info=self._info(0.0, 0, built - began, time.perf_counter() - built),
         )
 
-    def step(self, action: Array, source: Source = Source.POLICY) -> Step:
+    def step(self, action: Array, source: Source = Source.POLICY, speed: float = 1.0) -> Step:
         """Execute one policy step: an action `[2]` in [-1, 1] for `repeat` frames, clipped first.
 
         Reward and cost are sums over the frames; a frame costs 1 or nothing. An action that is not
@@ -122,7 +122,15 @@ class SafetyGymnasiumEnv:
 
         Raises:
             RobotStateError: the episode has ended, or none was started.
+            ConfigError: a gate that holds it to a share of its speed: a force is no motion that
+                could take longer.
         """
+        if speed != 1.0:
+            raise ConfigError(
+                f"cannot be driven at {speed:g} of its speed",
+                where="safety-gymnasium",
+                todo="use --gate shadow, or thresholds that do not ask for it",
+            )
         if not self._running:
             raise RobotStateError(
                 "cannot step outside an episode", where="environment", todo="call reset(seed) first"

@@ -53,7 +53,7 @@ from safe_o2o_ros.parameters import setting
 RECORDER_TIMEOUT = 15.0
 """Discovery of a new process takes 0.3 s, now and then 3 s; beyond this it is not coming, s."""
 ANSWER_TIMEOUT = 2.0
-"""Wall time after which a proposal that the robot never reported on counts as lost, s."""
+"""Wall time after its end at which a proposal that the robot never reported on is lost, s."""
 COMMIT_TIMEOUT = 5.0
 """Wall time after which the recorder's word on an ended episode is not coming, s."""
 MOST_PASSED_OVER = 3
@@ -202,9 +202,12 @@ class PolicyNode(GuardedNode):
         action = chunk[0, 0] if chunk.ndim == 3 else chunk[0]  # of a chunk, the first is executed
         with self.latency.time("ik"):
             proposal = self.cartesian.proposal(action, state)
+        gate = gate_decision(self.live.policy)
+        if gate is not None:
+            proposal = proposal.slowed(gate.speed)
         self._proposals.publish(proposal_to_msg(proposal))
         self._asked, self._asked_at = status.stamp, time.monotonic()
-        gate = gate_decision(self.live.policy)
+        self._lasts = proposal.length
         self._publish_output(status, action if gate is None else gate.wish, "decision")
         self.step_count += 1
         self._stalled = gate is not None and gate.stalled
@@ -214,7 +217,7 @@ class PolicyNode(GuardedNode):
         if status.stamp <= self._asked:
             return True
         used_up = key_of(status.proposal_stamp) == key_of(self._asked)
-        lost = time.monotonic() - self._asked_at > ANSWER_TIMEOUT
+        lost = time.monotonic() - self._asked_at > ANSWER_TIMEOUT + self._lasts
         return self.step_count > 0 and not (used_up or lost)
 
     def _is_late(self, status: TaskStatus) -> bool:
@@ -333,7 +336,7 @@ class PolicyNode(GuardedNode):
 
     def _clear_episode(self, episode: int, seed: int) -> None:
         self.episode, self.step_count = episode, 0
-        self._asked, self._asked_at = -1.0, 0.0
+        self._asked, self._asked_at, self._lasts = -1.0, 0.0, 0.0
         self._stalled = False
         self._before: RobotState | None = None
         if episode >= 0:

@@ -55,7 +55,7 @@ class ProposalProgress:
     def accept(self, proposal: Proposal) -> None:
         """Take a new proposal; one in progress is replaced from the next tick on."""
         self.proposal, self.offered, self._held_in_a_row = proposal, proposal, 0
-        self._left = max(1, round(len(proposal.q) * proposal.period / self.period))
+        self._left = max(1, round(proposal.length / self.period))
 
     def after_tick(self, decision: Decision) -> bool:
         """Count one tick; True when the robot is ready for a decision at the next reading."""
