@@ -36,7 +36,8 @@ def reading(
 
 
 def gate(**settings: object) -> ReachabilityGate:
-    return ReachabilityGate(LIMITS, GateConfig(**{"kappa": 1.0} | settings))  # type: ignore[arg-type]
+    asked = {"kappa": 1.0, "within": settings.get("kappa", 1.0)} | settings
+    return ReachabilityGate(LIMITS, GateConfig(**asked))  # type: ignore[arg-type]
 
 
 FINE = reading([0.0, 0, 0, 0, 0])
@@ -97,7 +98,7 @@ def smooth(x: float, kappa: float, nominal: float = 0.8) -> GateDecision:
     actions = np.r_[nominal, T10, 0.0]
     risk = np.maximum(x, x + 0.1 * actions) - 1.0
     limits = GateThresholds(1e-9, 0.0, np.inf, np.inf)  # 0.75 is on the border itself
-    one = ReachabilityGate(limits, GateConfig(kappa=kappa))
+    one = ReachabilityGate(limits, GateConfig(kappa=kappa, within=kappa))
     return one.decide(GateReading(actions[:, None], risk, np.zeros(len(actions)), 0.0))
 
 
@@ -229,6 +230,24 @@ def test_every_stop_settles_anew() -> None:
         assert [one.decide(FINE).state for _ in range(4)] == [BRAKE, BRAKE, BRAKE, PASS]
 
 
+def test_caution_replaces_what_is_no_alarm_yet() -> None:
+    """Between caution and alarm another action is taken; one that helps, not one just below."""
+    careful = dataclasses.replace(LIMITS, caution=0.1)
+    risk = reading([0.15, 0.09, 0.01, 0.0, 0.0])
+    assert gate().decide(risk).state is PASS
+    for within, expected in ((1.0, 0.4), (0.1, 0.0)):  # 0.09 is below 0.1, and no tenth of it
+        found = ReachabilityGate(careful, GateConfig(kappa=1.0, within=within)).decide(risk)
+        assert found.state is SHAPE and found.action[0] == np.float32(expected)
+        assert found.scores["risk"] == 0.15
+    # With nothing below it the least risky one is taken, as long as that is no alarm.
+    found = ReachabilityGate(careful).decide(reading([0.19, 0.15, 0.12, 0.15, 0.15]))
+    assert found.state is RECOVER and found.action[0] == np.float32(-0.4)
+    assert ReachabilityGate(careful).decide(DEAD_END).state is BRAKE
+    # The literature's rule begins where ours does, and takes the least risky.
+    found = ReachabilityGate(careful, GateConfig(mode="switching")).decide(risk)
+    assert found.state is RECOVER and found.action[0] == np.float32(-0.8)
+
+
 def test_a_young_calibration_slows_the_arm_down() -> None:
     one = ReachabilityGate(dataclasses.replace(LIMITS, speed=0.5))
     said = one.decide(FINE)
@@ -242,15 +261,19 @@ def test_the_stricter_of_two_has_the_lower_of_each() -> None:
     other = GateThresholds(0.2, 0.15, 3.0, 6.0)
     for found in (one.stricter(other), other.stricter(one)):
         assert found == GateThresholds(0.2, 0.1, 2.0, 6.0, recon=None, speed=0.5)
+    careful = dataclasses.replace(one, caution=0.25)
+    assert careful.stricter(other).caution == other.stricter(careful).caution == 0.2
 
 
 def test_thresholds_that_make_no_sense_are_refused() -> None:
     nan = float("nan")
-    for change in ({"risk_on": nan}, {"recon": nan}, {"risk_off": 0.3}, {"speed": 0.0}):
+    wrong = ({"risk_on": nan}, {"recon": nan}, {"risk_off": 0.3}, {"speed": 0.0})
+    for change in (*wrong, {"caution": nan}, {"caution": 0.3}):
         with pytest.raises(ConfigError, match=next(iter(change))):
             dataclasses.replace(LIMITS, **change)
-    with pytest.raises(ConfigError, match="kappa"):
-        GateConfig(kappa=0.0)
+    for name in ("kappa", "within"):
+        with pytest.raises(ConfigError, match=name):
+            GateConfig(**{name: 0.0})
 
 
 numbers = st.one_of(st.floats(-2, 2), st.floats(allow_nan=True, allow_infinity=True))

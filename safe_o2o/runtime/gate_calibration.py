@@ -216,6 +216,7 @@ def limits(rank: RankScore, found: Thresholds, speed: float) -> GateThresholds:
         disagreement=each["disagreement"],
         surprise=each["surprise"],
         recon=each.get("recon"),
+        caution=rank.threshold("risk", found.theta_off),
         speed=speed,
     )
 

@@ -52,6 +52,11 @@ def false_alarm_rank(n: int, alpha: float) -> int:
     return max(k, 1)
 
 
+def caution_rate(alpha: float) -> float:
+    """Share of safe episodes that a gate may touch before it alarms: four times that of alarms."""
+    return max(alpha, min(4.0 * alpha, 0.5))
+
+
 def pac_rank(n: int, alpha: float, delta: float) -> int:
     """The smallest k whose rate is at most `alpha` with confidence 1 - `delta` over the n drawn.
 
@@ -240,7 +245,8 @@ class Thresholds:
         n: safe episodes it rests on.
         k: the order statistic that is the threshold.
         theta: alarm above this, in units of the combined score.
-        theta_off: an alarm ends below this: the same with four times `alpha`.
+        theta_off: an alarm ends below this, and caution begins above it: the same at
+            `caution_rate`.
         interval: 95 % interval of the true rate, over draws of the n episodes.
         delta: with confidence 1 - `delta` ...
         pac_k: ... this order statistic keeps `alpha`; None where n is too small for it.
@@ -294,7 +300,6 @@ def thresholds(
     """
     n, m = len(safe), len(violating)
     k = false_alarm_rank(n, alpha)
-    wide = max(alpha, min(4.0 * alpha, 0.5))
     try:
         strict: int | None = pac_rank(n, alpha, delta)
     except CalibrationError:
@@ -311,7 +316,7 @@ def thresholds(
         n=n,
         k=k,
         theta=order_statistic(safe, k),
-        theta_off=order_statistic(safe, false_alarm_rank(n, wide)),
+        theta_off=order_statistic(safe, false_alarm_rank(n, caution_rate(alpha))),
         interval=rate_interval(n, k),
         delta=delta,
         pac_k=strict,

@@ -31,8 +31,10 @@ class GateConfig:
     Attributes:
         mode: `smooth` takes the acceptable candidate nearest to the policy's action; `switching`
             the least risky one wherever the policy's is not acceptable, as the literature does.
-        kappa: an action may use up this share of what is left between the safest risk and the
-            threshold; 1 asks for nothing but the threshold.
+        kappa: the policy's action may use up this share of what is left between the safest risk
+            and the threshold; 1 asks for nothing but the threshold.
+        within: the same of an action that takes its place. Less than `kappa`: at the threshold
+            itself it would be no safer than what it stands in for.
         surprised: ticks in a row that a scene has to be unknown for a stop.
         dwell: ticks below `off` that end a recovery.
         longest: ticks after which a recovery becomes a stop.
@@ -48,6 +50,7 @@ class GateConfig:
 
     mode: Literal["smooth", "switching"] = "smooth"
     kappa: float = 0.7
+    within: float = 0.1
     surprised: int = 2
     dwell: int = 3
     longest: int = 20
@@ -58,8 +61,9 @@ class GateConfig:
     progress: float = 0.02
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.kappa <= 1.0:
-            raise ConfigError(f"must lie in (0, 1], got {self.kappa}", where="kappa")
+        for name in ("kappa", "within"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ConfigError(f"must lie in (0, 1], got {getattr(self, name)}", where=name)
         require_positive(self, "surprised", "dwell", "longest", "entries", "settle", "patience")
         require_positive(self, "still", "progress")
 
@@ -74,6 +78,8 @@ class GateThresholds:
         disagreement: of the ensemble, log of a share of variance.
         surprise: of the scene, nat.
         recon: of the decoder, nat; None where the bundle has none.
+        caution: of q, where the policy's action begins to be replaced; None is `risk_on`. A lower
+            one steers round what is no alarm yet: late, there is no action left that helps.
         speed: the arm is held to this share of its speed, in (0, 1]: less than 1 while a
             calibration is young. The actions stay what they are and take longer, so that the policy
             sees the same motions.
@@ -87,28 +93,40 @@ class GateThresholds:
     disagreement: float
     surprise: float
     recon: float | None = None
+    caution: float | None = None
     speed: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("risk_on", "risk_off", "disagreement", "surprise", "recon"):
+        for name in ("risk_on", "risk_off", "disagreement", "surprise", "recon", "caution"):
             if getattr(self, name) is not None and np.isnan(getattr(self, name)):
                 raise ConfigError("is not a number", where=name)
         if not self.risk_off <= self.risk_on:
             raise ConfigError(
                 f"must not exceed risk_on ({self.risk_on}), got {self.risk_off}", where="risk_off"
             )
+        if self.caution is not None and not self.caution <= self.risk_on:
+            raise ConfigError(
+                f"must not exceed risk_on ({self.risk_on}), got {self.caution}", where="caution"
+            )
         if not 0.0 < self.speed <= 1.0:
             raise ConfigError(f"must lie in (0, 1], got {self.speed}", where="speed")
+
+    @property
+    def careful(self) -> float:
+        """Where the policy's action begins to be replaced."""
+        return self.risk_on if self.caution is None else self.caution
 
     def stricter(self, other: GateThresholds) -> GateThresholds:
         """The lower of each of two; a decoder's where both have one."""
         both = None if self.recon is None or other.recon is None else min(self.recon, other.recon)
+        either = self.caution is not None or other.caution is not None
         return GateThresholds(
             risk_on=min(self.risk_on, other.risk_on),
             risk_off=min(self.risk_off, other.risk_off),
             disagreement=min(self.disagreement, other.disagreement),
             surprise=min(self.surprise, other.surprise),
             recon=both,
+            caution=min(self.careful, other.careful) if either else None,
             speed=min(self.speed, other.speed),
         )
 
@@ -262,6 +280,9 @@ class ReachabilityGate:
             return self._finish(candidates, GateState.BRAKE, "not_finite", {"risk": inf}, None)
         limits = self.thresholds
         q = intervention_score(reading.risk, self._kappa)
+        share = q.copy()
+        if self.config.mode == "smooth":
+            share[1:] = intervention_score(reading.risk, self.config.within)[1:]
         scores = {
             "risk": float(q[0]),
             "disagreement": float(reading.disagreement[0]),
@@ -271,8 +292,8 @@ class ReachabilityGate:
             scores["recon"] = reading.recon
         known = reading.disagreement <= limits.disagreement
         # The risk itself as well: q loses it in rounding where the safest is very far below.
-        accepted = known & (q <= limits.risk_on) & (reading.risk <= limits.risk_on)
-        if not reading.risk.min() < limits.risk_on:
+        accepted = known & (share <= limits.careful) & (reading.risk <= limits.careful)
+        if not reading.risk.min() < limits.careful:
             accepted[:] = False
         wish, row, reason = self._wish(reading, accepted, known)
         state = self._remember(wish, reading, float(q[0]))

@@ -17,7 +17,13 @@ from safe_o2o.data.episode import Episode
 from safe_o2o.errors import ConfigError, DataError
 from safe_o2o.runtime.gate_calibration import CalibrationConfig, judged, limits, trace
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
-from safe_o2o.safety.calibration import MIN_FIT, AlphaTracker, CalibrationError, RankScore
+from safe_o2o.safety.calibration import (
+    MIN_FIT,
+    AlphaTracker,
+    CalibrationError,
+    RankScore,
+    caution_rate,
+)
 from safe_o2o.safety.gate_file import GateFile
 from safe_o2o.types import GateState
 
@@ -36,11 +42,13 @@ def tracked_alpha(episodes: Sequence[Episode], alpha: float) -> float:
     Rarer alarms than wanted ask for a higher rate and so for lower thresholds. Alarms more often
     than wanted do not raise one: only a calibration on the bundle's own episodes may.
     """
-    tracker = AlphaTracker(alpha)
+    # What acted is caution, which begins at a higher rate than the alarm.
+    wide = caution_rate(alpha)
+    tracker = AlphaTracker(wide, high=0.5)
     for episode in newest_safe(episodes):
         if episode.meta.provenance.get("gate") == "on":
             tracker.update(bool((episode.gate != GateState.PASS).any()))
-    return max(alpha, tracker.alpha)
+    return max(alpha, alpha * (tracker.alpha / wide))
 
 
 def recalibrate(candidate: str | Path, previous: GateFile, episodes: Sequence[Episode]) -> GateFile:
