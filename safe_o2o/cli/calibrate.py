@@ -131,9 +131,8 @@ def describe(made: Calibrated) -> str:
         f"alarm above rank {found.theta:.4f}: the {found.k}th of n = {found.n} safe episodes for "
         f"alpha = {found.alpha:g}; the true rate of false alarms is in {low:.1f} to {high:.1f} % "
         f"(95 %, over draws of the {found.n})",
-        f"caution, where other actions take the place of the policy's, above rank "
-        f"{found.theta_off:.4f}: in at most {100 * caution_rate(found.alpha):.0f} % of episodes like "
-        "these",
+        f"caution, where another action takes the place of the policy's, above rank "
+        f"{found.theta_off:.4f}: in at most {100 * caution_rate(found.alpha):.0f} % of such ones",
         f"of 100 new episodes like these without a violation, at most "
         f"{alarms_expected(found.n, found.k, 100)} are alarmed (97.5 % of draws)",
     ]
