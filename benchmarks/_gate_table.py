@@ -83,7 +83,9 @@ def show(table: Table) -> None:
     for row in table.all("latency"):
         print("10 " + ", ".join(f"{k} {v:.2f}" for k, v in row.items() if k.endswith("_ms")))
     for row in table.all("heads"):
-        spent = f"states {row['encode_s']:.0f} s, training {row['train_s']:.0f} s"
+        spent = "interrupted, so not timed"
+        if row["train_s"] is not None:
+            spent = f"states {row['encode_s']:.0f} s, training {row['train_s']:.0f} s"
         budget = f"{row['updates']} updates, {row['threads']} threads"
         print(f"heads, seed {row['seed']}: {spent}, {budget}")
 

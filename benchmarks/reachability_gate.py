@@ -105,9 +105,11 @@ class Seed:
         say([*words, "--workers", arguments.workers, "--threads", arguments.threads])
 
     def _heads(self) -> Row:
-        """States, heads, graph: seconds of each."""
-        began, base = time.perf_counter(), self.base
+        """States, heads, graph: seconds of each, None of what an interrupted run had begun."""
+        base = self.base
         states, gate = self.folder / "states", self.folder / "gate"
+        afresh = not states.exists()
+        began = time.perf_counter()
         encode = ["encode", base / "checkpoints", "--data", base / "dataset", "--out", states]
         say([*encode, "--what", "state"])
         encoded = time.perf_counter()
@@ -119,8 +121,8 @@ class Seed:
         if not self.bundle.exists():
             say([*words, "--out", self.folder / "bundles", "--live", "yes"])
         return {
-            "encode_s": encoded - began,
-            "train_s": trained - encoded,
+            "encode_s": encoded - began if afresh else None,
+            "train_s": trained - encoded if afresh else None,
             "updates": self.arguments.updates,
             "threads": self.arguments.threads,
         }
