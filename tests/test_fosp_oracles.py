@@ -40,6 +40,34 @@ def test_a_shift_moves_every_frame_of_a_window_and_repeats_the_edge(shift: Any) 
         np.testing.assert_array_equal(out, wide[:, 2 + dy : 11 + dy, 2 + dx : 10 + dx])
 
 
+def test_hues_turn_and_greys_and_luma_stay() -> None:
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    image = torch.rand(3, 2, 6, 4, 5) * 0.2 - 0.1  # two cameras, far from the ends of the range
+    image[:, :, :, 0, 0] = 0.04  # grey
+    angle = torch.tensor([0.0, 0.6, math.pi])
+    turned = losses.turn_hue(image, angle)
+    torch.testing.assert_close(turned[0], image[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(turned[:, :, :, 0, 0], image[:, :, :, 0, 0], atol=1e-6, rtol=0)
+    for camera in (slice(0, 3), slice(3, 6)):
+        of = [torch.einsum("c,btchw->bthw", luma, x[:, :, camera]) for x in (image, turned)]
+        torch.testing.assert_close(*of, atol=1e-6, rtol=0)
+    torch.testing.assert_close(losses.turn_hue(turned, -angle), image, atol=1e-6, rtol=0)
+    # One way round green becomes yellowish, more red than blue, the other way bluish.
+    green = torch.tensor([-0.3, 0.1, -0.3]).reshape(1, 1, 3, 1, 1).expand(2, 1, 3, 1, 1)
+    red, _, blue = losses.turn_hue(green, torch.tensor([1.05, -1.05])).reshape(2, 3).unbind(1)
+    warmth = red - blue
+    assert warmth.max() > 0.2 and warmth.min() < -0.2
+
+
+def test_each_window_has_one_hue_of_its_own() -> None:
+    image = torch.rand(4, 1, 3, 2, 2).expand(4, 3, 3, 2, 2) - 0.5
+    generator = torch.Generator().manual_seed(0)
+    found = losses.random_hue(image, 90.0, generator)
+    assert all(torch.equal(found[:, 0], found[:, t]) for t in (1, 2))
+    assert not torch.equal(found, image) and found.abs().max() <= 0.5
+    assert losses.random_hue(image, 0.0) is image
+
+
 def double(*x: float) -> Tensor:
     return torch.tensor(x, dtype=torch.float64)
 

@@ -151,6 +151,9 @@ class FospConfig:
     """take the end of time for an end of the task, as the released code does"""
     shift: int = 0
     """random image shift, pixels; paper: none"""
+    hue: float = 0.0
+    """largest random turn of all hues of a window, degrees, 0 to 180: what the data show in one
+    colour is learned in others; paper: none"""
     batch_size: int = 16
     sequence_length: int = 64
     model_lr: float = 1e-4

@@ -138,7 +138,7 @@ class Objectives:
         )
 
     def records(self, batch: Batch) -> Records:
-        """The batch as floats, images shifted at random where that is on."""
+        """The batch as floats, images shifted and recoloured at random where that is on."""
         observation = self.spec.observation
         obs = batch.obs
         if self.config.shift:
@@ -146,6 +146,8 @@ class Objectives:
             for name in observation.image_names:
                 obs[name] = losses.random_shift(obs[name], self.config.shift, self.generator)
         image = stack_images(observation, obs)
+        if observation.image_names:
+            image = losses.random_hue(image, self.config.hue, self.generator)
         mask, terminated = batch.mask.float(), batch.terminated
         if self.config.timeout_terminates:
             terminated = terminated | batch.truncated

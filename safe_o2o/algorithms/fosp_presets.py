@@ -207,6 +207,11 @@ def without_model(config: FospConfig) -> FospConfig:
     )
 
 
+def recoloured(config: FospConfig) -> FospConfig:
+    """With all hues of each window turned at random: what is learned does not rest on a colour."""
+    return replace(config, hue=60.0)
+
+
 def released(config: FospConfig) -> FospConfig:
     """What the released code computes, by reading and running it (fosp.md 8.1 and 8.2).
 
@@ -231,6 +236,7 @@ VARIANTS: dict[str, Callable[[FospConfig], FospConfig]] = {
     "without_reach": without_reach,
     "without_lagrangian": without_lagrangian,
     "without_model": without_model,
+    "recoloured": recoloured,
     "released": released,
 }
 PRESETS: dict[str, FospConfig] = SIZES | {

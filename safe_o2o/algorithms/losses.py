@@ -252,6 +252,43 @@ def random_shift(image: Tensor, pixels: int, generator: torch.Generator | None =
     return shift(image, offset[..., 0])
 
 
+def random_hue(image: Tensor, most: float, generator: torch.Generator | None = None) -> Tensor:
+    """Turn the hues of windows of images by up to `most` degrees either way.
+
+    One turn a window and for all of its cameras: a scene that changes colour would be news.
+
+    Args:
+        image: `[B, T, C, H, W]` float around zero, channels in groups of red, green and blue.
+        most: largest turn; 0 returns the input.
+        generator: source of the turns.
+    """
+    if most == 0.0:
+        return image
+    draws = Draws.batch(generator, image.shape[0])
+    share = draws.draw(torch.rand, (image.shape[0],), image)
+    return turn_hue(image, torch.deg2rad(most * (2.0 * share - 1.0)))
+
+
+def turn_hue(image: Tensor, angle: Tensor) -> Tensor:
+    """Turn hues about the axis of grey (in YIQ: luma stays), clipped to the colours there are.
+
+    Args:
+        image: `[B, T, C, H, W]` in [-0.5, 0.5].
+        angle: `[B]`, rad.
+    """
+    to_yiq = image.new_tensor(
+        [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
+    )
+    turn = torch.zeros(len(angle), 3, 3, dtype=image.dtype, device=image.device)
+    cosine, sine = angle.cos(), angle.sin()
+    turn[:, 0, 0], turn[:, 1, 1], turn[:, 2, 2] = 1.0, cosine, cosine
+    turn[:, 1, 2], turn[:, 2, 1] = -sine, sine
+    matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    groups = image.unflatten(2, (-1, 3)).flatten(-2)
+    mixed = (matrix[:, None, None] @ groups).clamp_(-0.5, 0.5)
+    return mixed.reshape(image.shape)
+
+
 def shift_by_index(image: Tensor, offset: Tensor) -> Tensor:
     """Move windows `[B, T, H, W, C]` by offsets (y, x) `[2, B]`, pixels; the way for a GPU."""
     batch, _, height, width, _ = image.shape
