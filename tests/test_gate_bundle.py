@@ -32,7 +32,7 @@ from safe_o2o.safety.gate_file import GATE, GateFile, read_gate, write_gate
 from safe_o2o.safety.reachability_gate import GateConfig, GateThresholds
 from safe_o2o.training.evaluate import summarize
 from safe_o2o.training.restore import load_algorithm
-from safe_o2o.types import GateState, Source
+from safe_o2o.types import GateState, Source, Step
 from tests.data_fakes import LineEnv, make_dataset
 from tests.test_latents import save
 
@@ -216,6 +216,11 @@ class Line(LineEnv):
 
     def __init__(self) -> None:
         super().__init__(size=64)
+        self.speeds: list[float] = []
+
+    def step(self, action: Any, source: Source = Source.POLICY, speed: float = 1.0) -> Step:
+        self.speeds.append(speed)
+        return super().step(action, source, speed)
 
 
 def test_what_the_gate_did_is_recorded_and_a_stall_ends_the_episode(
@@ -239,6 +244,14 @@ def test_what_the_gate_did_is_recorded_and_a_stall_ends_the_episode(
     assert told["brake"] == 1.0 and told["stalled"]["rate"] == told["intervened"]["rate"] == 1.0
     again = [t.gate for t in episode.transitions()]
     assert again == [GateState.BRAKE] * 6
+
+
+def test_the_arm_is_held_to_a_share_of_its_speed_where_the_gate_acts(bundle: Path) -> None:
+    set_gate(bundle, replace(OPEN, speed=0.5))
+    for mode, expected in (("on", 0.5), ("shadow", 1.0), ("off", 1.0)):
+        env = Line()
+        rollout(env, PolicyActor(load_policy(bundle, gate=mode)), 3)  # type: ignore[arg-type]
+        assert set(env.speeds) == {expected}
 
 
 def test_in_shadow_an_episode_is_the_policys_own(run: Path, bundle: Path, tmp_path: Path) -> None:
