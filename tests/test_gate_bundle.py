@@ -20,7 +20,7 @@ from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.episode import EpisodeMeta
 from safe_o2o.data.recorder import DirectRecorder
 from safe_o2o.errors import BundleError, CheckpointError
-from safe_o2o.export.algorithm import export_algorithm
+from safe_o2o.export.algorithm import export_algorithm, gated
 from safe_o2o.runtime.actors import PolicyActor
 from safe_o2o.runtime.gate_calibration import Trace, calibrate, trace
 from safe_o2o.runtime.gated_policy import GatedPolicy, load_policy
@@ -126,22 +126,32 @@ def test_the_decoder_is_asked_on_demand(run: Path) -> None:
     assert said["recon_nll"].shape == (1, 1) and float(said["recon_nll"]) > 0.0
 
 
-def test_online_the_gate_goes_on_reading_the_frozen_model(run: Path) -> None:
-    """Fine-tuning moves the model; the heads were trained on the states of the frozen one."""
+@pytest.mark.parametrize("expansion", [True, False])
+def test_online_the_gate_goes_on_reading_the_frozen_model(run: Path, expansion: bool) -> None:
+    """Fine-tuning moves the model; the heads were trained on the states of the frozen one.
+
+    Also where the frozen policy is no candidate any more, as in cloning.
+    """
     algorithm: Any = load_algorithm(run / "model")
+    tuned = replace(algorithm.config.finetune, expansion=expansion)
+    algorithm.config = replace(algorithm.config, finetune=tuned)
     heads: Any = load_algorithm(run / "heads")
-    before = GatedModule(algorithm.policy.export_module(), heads.heads)
+    before = gated(algorithm.policy, heads)
     first = before(*before.example_inputs())
     algorithm.start_online()
     with torch.no_grad():
         for parameter in algorithm.net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
         algorithm.average.load_state_dict(algorithm.net.state_dict())
-    after = GatedModule(algorithm.policy.export_module(), heads.heads)
+    after = gated(algorithm.policy, heads)
     second = dict(zip(after.output_names, after(*after.example_inputs()), strict=True))
     first = dict(zip(before.output_names, first, strict=True))
     assert torch.equal(first["surprise"], second["surprise"])
     assert not torch.equal(first["action"], second["action"])
+    plain = algorithm.policy.export_module()
+    alone = dict(zip(plain.output_names, plain(*plain.example_inputs()), strict=True))
+    torch.testing.assert_close(second["action"], alone["action"])
+    assert any(name.startswith("base_") for name in plain.carry_names) == expansion
 
 
 def test_heads_of_another_model_are_refused(

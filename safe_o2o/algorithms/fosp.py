@@ -110,8 +110,8 @@ class Fosp:
         """The policy to deploy: averaged weights where averaging is on."""
         rate = self.config.finetune.average_rate if self.online else self.config.average_rate
         net = self.average if rate > 0 else self.net
-        base = self.base if self.config.finetune.expansion else None
-        return FospPolicy(net, base, self.spec, self.config.seed)
+        expands = self.config.finetune.expansion
+        return FospPolicy(net, self.base, self.spec, self.config.seed, expands=expands)
 
     def tracker(self, what: What = "features") -> Tracker | None:
         """The deployed policy's world model as an encoder; None where it has none."""

@@ -49,11 +49,14 @@ class DecisionModule(nn.Module):
         base: networks of the frozen offline policy (safe policy expansion), or None. A copy of
             `net` from earlier: a frozen backbone looks once for both.
         spec: observation and action spec.
+        expands: False takes no action of `base`, whose world model a gate goes on reading.
     """
 
-    def __init__(self, net: FospNet, base: FospNet | None, spec: Spec) -> None:
+    def __init__(
+        self, net: FospNet, base: FospNet | None, spec: Spec, *, expands: bool = True
+    ) -> None:
         super().__init__()
-        self.net, self.base, self.spec = net, base, spec
+        self.net, self.base, self.spec, self.expands = net, base, spec, expands
         self.selection: SelectionConfig = net.config.selection
         sizes: dict[str, int] = {}
         if net.remembers:
@@ -174,8 +177,9 @@ class DecisionModule(nn.Module):
         sampled = self.selection.rule == "expansion"
         if self.base is not None:
             base_feature, watched = self._track(self.base, "base_", seen, named, carry, scores)
-            base_mean, base_std = self._intended(self.base, base_feature, scores)
-            base_action = base_mean + base_std * noise["noise"][:, 1] if sampled else base_mean
+            if self.expands:
+                base_mean, base_std = self._intended(self.base, base_feature, scores)
+                base_action = base_mean + base_std * noise["noise"][:, 1] if sampled else base_mean
         mean, std = self._intended(self.net, feature, scores)
         action = self.candidates(mean, std, base_action, noise)
         wide = feature.unsqueeze(1).expand(-1, action.shape[1], -1)
@@ -252,11 +256,28 @@ def _tensor(array: Any) -> Tensor:
 
 
 class FospPolicy(nn.Module):
-    """The `Policy` of FOSP; see `safe_o2o.interfaces.Policy`."""
+    """The `Policy` of FOSP; see `safe_o2o.interfaces.Policy`.
 
-    def __init__(self, net: FospNet, base: FospNet | None, spec: Spec, seed: int = 0) -> None:
+    Args:
+        net: networks of the deployed policy.
+        base: those of the frozen offline policy, or None before there is one.
+        spec: observation and action spec.
+        seed: of the noise.
+        expands: whether the frozen policy's action is a candidate.
+    """
+
+    def __init__(
+        self,
+        net: FospNet,
+        base: FospNet | None,
+        spec: Spec,
+        seed: int = 0,
+        *,
+        expands: bool = True,
+    ) -> None:
         super().__init__()
-        self.module = DecisionModule(net, base, spec)
+        self.module = DecisionModule(net, base if expands else None, spec)
+        self._beside = None if expands or base is None else (net, base)
         self.spec = spec
         self.last_output: dict[str, Tensor] = {}
         # Drawn as the exported bundle draws it: both choose among the same candidates.
@@ -277,6 +298,15 @@ class FospPolicy(nn.Module):
     def export_module(self) -> DecisionModule:
         """The same decision with plain tensors in and out."""
         return self.module
+
+    def watching_module(self) -> DecisionModule:
+        """`export_module` for a gate: the frozen world model is in it, come what may.
+
+        The gate's heads were trained on its states, and fine-tuning moves the other one.
+        """
+        if self._beside is None:
+            return self.module
+        return DecisionModule(*self._beside, self.spec, expands=False)
 
     def initial_carry(self, n: int = 1) -> dict[str, Tensor]:
         """Zeros: the graph resets itself when `started` is 0."""

@@ -76,7 +76,7 @@ def gated(policy: Exportable, gate: Reachability) -> GatedModule:
     Raises:
         CheckpointError: the gate's heads belong to another world model.
     """
-    module = policy.export_module()
+    module = getattr(policy, "watching_module", policy.export_module)()
     net = getattr(module, "watching", None)
     if net is None or fingerprint(net) != gate.encoder:
         raise CheckpointError(
