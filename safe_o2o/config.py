@@ -38,6 +38,17 @@ def require_positive(settings: Any, *names: str) -> None:
             raise ConfigError(f"must be positive, got {value}", where=name)
 
 
+def require_given(settings: Any, *names: str) -> None:
+    """Refuse settings of which one of these is empty.
+
+    Raises:
+        ConfigError: with the setting's name.
+    """
+    for name in names:
+        if not getattr(settings, name):
+            raise ConfigError("is needed", where=name)
+
+
 def to_json(config: Any) -> Any:
     """A JSON-ready copy of a config: tuples become lists, paths and infinities become strings.
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from safe_o2o.algorithms import losses
 from safe_o2o.algorithms.duals import AugmentedLagrangian
+from safe_o2o.algorithms.fosp_config import FospConfig
+from safe_o2o.errors import ConfigError
 from safe_o2o.nets.critic import Critic, NumberHead
 from safe_o2o.nets.distribution import (
     TwoHot,
@@ -57,6 +59,12 @@ def test_hues_turn_and_greys_and_luma_stay() -> None:
     red, _, blue = losses.turn_hue(green, torch.tensor([1.05, -1.05])).reshape(2, 3).unbind(1)
     warmth = red - blue
     assert warmth.max() > 0.2 and warmth.min() < -0.2
+
+
+@pytest.mark.parametrize("hue", (-1.0, 181.0, math.nan))
+def test_a_hue_turns_by_no_more_than_half_the_circle(hue: float) -> None:
+    with pytest.raises(ConfigError, match="180"):
+        FospConfig(hue=hue)
 
 
 def test_each_window_has_one_hue_of_its_own() -> None:

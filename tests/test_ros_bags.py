@@ -45,7 +45,7 @@ def test_episodes_have_bags_but_those_for_which_the_node_was_dead(tmp_path: Path
         os.kill(node, signal.SIGKILL)
 
     killed = run(tmp_path, standin_bundles(), episodes=2, bags=True, progress=once(1, kill))
-    further = {"bag_node": {"topics": ["image_stream", "never_published"]}}
+    further = {"bag_node": {"topics": ["image_stream", "joint_states", "never_published"]}}
     report = run(tmp_path, standin_bundles(), episodes=6, bags=True, parameters=further)
     assert len(report.episodes) == 6 and report.dropped == 0
     assert not killed.bags_failed and not report.bags_failed
@@ -77,6 +77,7 @@ def assert_whole(episode: Episode, bag: Path) -> None:
             stamps.setdefault(connection.topic, []).append(key)
             if connection.topic == "/image":
                 pictures[key] = bytes(message.data)
+    assert len(stamps["/joint_states"]) == len(set(stamps["/joint_states"]))
     asked = [round(s * 1e9) for s in episode.array("stamp")]
     assert set(asked) <= set(pictures)
     assert set(asked) <= set(stamps["/joint_commands"])

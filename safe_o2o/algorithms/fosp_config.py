@@ -185,6 +185,8 @@ class FospConfig:
                 raise ConfigError(f"must be in (0, 1), got {getattr(self, name)}", where=name)
         if self.cost_limit < 0 or self.penalty_coefficient <= 0:
             raise ConfigError("cost_limit must be >= 0 and penalty_coefficient > 0", where="fosp")
+        if not 0.0 <= self.hue <= 180.0:
+            raise ConfigError(f"must be in [0, 180] degrees, got {self.hue}", where="hue")
         if self.actor_modes < 1 or (self.actor_modes > 1 and not self.actor_std):
             raise ConfigError("several modes need a constant actor_std", where="actor_modes")
         if self.batch_size < 1 or self.sequence_length < 2 or self.total_updates < 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -269,6 +270,21 @@ def random_hue(image: Tensor, most: float, generator: torch.Generator | None = N
     return turn_hue(image, torch.deg2rad(most * (2.0 * share - 1.0)))
 
 
+def _hue_turn() -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
+    """The parts of a turn of hues that are constant, times its cosine and times its sine."""
+    to_yiq = np.array(
+        [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
+    )
+    back = np.linalg.inv(to_yiq)
+    constant = back @ np.diag([1.0, 0.0, 0.0]) @ to_yiq
+    cosine = back @ np.diag([0.0, 1.0, 1.0]) @ to_yiq
+    sine = back @ np.array([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]) @ to_yiq
+    return constant.tolist(), cosine.tolist(), sine.tolist()
+
+
+_HUE_TURN = _hue_turn()
+
+
 def turn_hue(image: Tensor, angle: Tensor) -> Tensor:
     """Turn hues about the axis of grey (in YIQ: luma stays), clipped to the colours there are.
 
@@ -276,14 +292,15 @@ def turn_hue(image: Tensor, angle: Tensor) -> Tensor:
         image: `[B, T, C, H, W]` in [-0.5, 0.5].
         angle: `[B]`, rad.
     """
-    to_yiq = image.new_tensor(
-        [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
-    )
-    turn = torch.zeros(len(angle), 3, 3, dtype=image.dtype, device=image.device)
+    # R(a) = A + B cos(a) + C sin(a); numbers of Python's, so that nothing is copied to a device.
     cosine, sine = angle.cos(), angle.sin()
-    turn[:, 0, 0], turn[:, 1, 1], turn[:, 2, 2] = 1.0, cosine, cosine
-    turn[:, 1, 2], turn[:, 2, 1] = -sine, sine
-    matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    matrix = torch.stack(
+        [
+            torch.stack([a + b * cosine + c * sine for a, b, c in zip(*row, strict=True)], -1)
+            for row in zip(*_HUE_TURN, strict=True)
+        ],
+        dim=-2,
+    )
     groups = image.unflatten(2, (-1, 3)).flatten(-2)
     mixed = (matrix[:, None, None] @ groups).clamp_(-0.5, 0.5)
     return mixed.reshape(image.shape)

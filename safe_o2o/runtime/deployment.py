@@ -17,6 +17,7 @@ from typing import Any
 from safe_o2o import catalog
 from safe_o2o.config import require_positive
 from safe_o2o.data.dataset import Dataset
+from safe_o2o.data.formats.bag_messages import require_rosbags
 from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import ConfigError, MissingDependencyError, UnknownNameError
 from safe_o2o.files import write_atomic
@@ -191,10 +192,8 @@ def deploy(
         raise ConfigError(
             "there are no topics in one process", where="bags", todo="deploy over ROS 2"
         )
-    if config.bags and importlib.util.find_spec("rosbags") is None:
-        raise MissingDependencyError(
-            "writing bags needs rosbags", todo="pip install 'safe_o2o[bags]'"
-        )
+    if config.bags:
+        require_rosbags("writing bags")
     start = time.perf_counter()
     fates: dict[str, _Fate] = {}
     if not _complete(run_dir, config):

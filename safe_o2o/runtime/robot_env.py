@@ -90,6 +90,8 @@ class RobotEnv:
                 "cannot step outside an episode", where="environment", todo="call reset(seed) first"
             )
         before, start = self._state, time.perf_counter()
+        # Whole ticks, and the proposal as long as they are: one that ended between two ticks would
+        # have the arm wait out the rest of the last.
         ticks = round(self.ticks / speed)
         proposal = self.task.proposal(action, before, source).slowed(self.ticks / ticks)
         proposed = time.perf_counter()

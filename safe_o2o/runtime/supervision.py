@@ -314,7 +314,7 @@ class Supervision:
 def _length(proposal: Proposal) -> float:
     """How long a proposal lasts, s; 0 where it does not say."""
     try:
-        length = len(proposal.q) * float(proposal.period)
+        length = float(proposal.length)
     except (TypeError, ValueError):
         return 0.0
     return length if 0.0 <= length < np.inf else 0.0

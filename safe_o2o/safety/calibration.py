@@ -52,9 +52,13 @@ def false_alarm_rank(n: int, alpha: float) -> int:
     return max(k, 1)
 
 
+WIDEST = 0.5
+"""Share of safe episodes that a gate may touch, at most; asked for by a larger alpha alone."""
+
+
 def caution_rate(alpha: float) -> float:
     """Share of safe episodes that a gate may touch before it alarms: four times that of alarms."""
-    return max(alpha, min(4.0 * alpha, 0.5))
+    return max(alpha, min(4.0 * alpha, WIDEST))
 
 
 def pac_rank(n: int, alpha: float, delta: float) -> int:

@@ -19,6 +19,7 @@ from safe_o2o.runtime.gate_calibration import CalibrationConfig, judged, limits,
 from safe_o2o.runtime.onnx_policy import OnnxPolicy
 from safe_o2o.safety.calibration import (
     MIN_FIT,
+    WIDEST,
     AlphaTracker,
     CalibrationError,
     RankScore,
@@ -44,7 +45,7 @@ def tracked_alpha(episodes: Sequence[Episode], alpha: float) -> float:
     """
     # What acted is caution, which begins at a higher rate than the alarm.
     wide = caution_rate(alpha)
-    tracker = AlphaTracker(wide, high=0.5)
+    tracker = AlphaTracker(wide, high=WIDEST)
     for episode in newest_safe(episodes):
         if episode.meta.provenance.get("gate") == "on":
             tracker.update(bool((episode.gate != GateState.PASS).any()))

@@ -6,12 +6,13 @@ pixels would see them.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from safe_o2o.errors import DataError
+from safe_o2o.errors import DataError, MissingDependencyError
 from safe_o2o.types import Array
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -24,6 +25,19 @@ _ENCODINGS = {
     "8UC1": (1, (0, 0, 0)),
 }
 """Bytes of a pixel, and which of them are red, green and blue."""
+
+
+def require_rosbags(what: str) -> None:
+    """Refuse to go on without the library that reads and writes bags.
+
+    Args:
+        what: what needs it.
+
+    Raises:
+        MissingDependencyError: `rosbags` is not installed.
+    """
+    if importlib.util.find_spec("rosbags") is None:
+        raise MissingDependencyError(f"{what} needs rosbags", todo="pip install 'safe_o2o[bags]'")
 
 
 class OtherJointsError(DataError):

@@ -16,9 +16,10 @@ from safe_o2o.data.formats.bag_messages import (
     VECTORS,
     OtherJointsError,
     picture,
+    require_rosbags,
     stamp_of,
 )
-from safe_o2o.errors import DataError, MissingDependencyError
+from safe_o2o.errors import DataError
 from safe_o2o.types import Array
 
 _Row = tuple[int, int, Array | None]
@@ -72,13 +73,10 @@ class Bag:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            from rosbags.highlevel import AnyReader, AnyReaderError
-            from rosbags.typesys import Stores, get_typestore
-        except ImportError as error:
-            raise MissingDependencyError(
-                "reading bags needs rosbags", todo="pip install 'safe_o2o[bags]'"
-            ) from error
+        require_rosbags("reading bags")
+        from rosbags.highlevel import AnyReader, AnyReaderError
+        from rosbags.typesys import Stores, get_typestore
+
         self.path = path
         try:
             self._reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY))
@@ -122,7 +120,7 @@ class Bag:
             told.messages += 1
             told.without_stamp += said is None
             told.out_of_order += bool(before) and stamp < before[-1][0]
-            read = sum(len(rows[use]) for use in by_topic[name])
+            taken = 0
             for use in by_topic[name]:
                 try:
                     vector = self._vector(use, wanted[use][1], message)
@@ -130,7 +128,8 @@ class Bag:
                     others[use] = error
                 else:
                     rows[use].append((stamp, written, vector))
-            told.other_joints += read == sum(len(rows[use]) for use in by_topic[name])
+                    taken += 1
+            told.other_joints += taken == 0
             if progress is not None:
                 progress(number + 1, total)
         for use, found in rows.items():

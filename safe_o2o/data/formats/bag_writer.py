@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safe_o2o.errors import DataError, MissingDependencyError
+from safe_o2o.data.formats.bag_messages import require_rosbags
+from safe_o2o.errors import DataError
 
 NANO = 1_000_000_000
 VERSION = 8
@@ -67,12 +68,9 @@ class EpisodeBags:
     """
 
     def __init__(self, folder: Path, before: float = 1.0) -> None:
-        try:
-            from rosbags.typesys import Stores, get_typestore
-        except ImportError as error:
-            raise MissingDependencyError(
-                "writing bags needs rosbags", todo="pip install 'safe_o2o[bags]'"
-            ) from error
+        require_rosbags("writing bags")
+        from rosbags.typesys import Stores, get_typestore
+
         self.folder, self.before = folder, round(before * NANO)
         self._store = get_typestore(Stores.ROS2_JAZZY)
         self._recent: deque[tuple[int, Topic, bytes]] = deque()

@@ -20,7 +20,7 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from safe_o2o.config import require_positive
+from safe_o2o.config import require_given, require_positive
 from safe_o2o.data.formats.bag_writer import EpisodeBags, Topic
 from safe_o2o.errors import ConfigError
 from safe_o2o_ros import qos
@@ -55,8 +55,7 @@ class BagNodeConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "before")
-        if not self.run_dir:
-            raise ConfigError("is needed", where="run_dir")
+        require_given(self, "run_dir")
 
 
 class BagNode(GuardedNode):
@@ -67,6 +66,7 @@ class BagNode(GuardedNode):
         self.bags: EpisodeBags | None = None
         self.written = 0
         self._wanted: dict[str, str] = {}
+        """further topics that nobody publishes yet, by their full name"""
 
     def on_start(self) -> None:
         """Move what a killed process left; subscribe."""
@@ -79,7 +79,10 @@ class BagNode(GuardedNode):
         self.create_subscription(
             DiagnosticArray, "episode_committed", self.guarded(self._on_committed), qos.RECORDED
         )
-        self._wanted = {self.resolve_topic_name(name): name for name in self.config.topics}
+        ours = {self.resolve_topic_name(name) for name, _, _ in OURS}
+        named = {self.resolve_topic_name(name): name for name in self.config.topics}
+        # One of ours is kept as it is: a second subscription would write all of it twice.
+        self._wanted = {name: asked for name, asked in named.items() if name not in ours}
         self.create_timer(LOOK, self.guarded(self._look), clock=self.steady)
 
     def on_free(self) -> None:
@@ -100,7 +103,7 @@ class BagNode(GuardedNode):
         topic = Topic(
             self.resolve_topic_name(name),
             f"{package}/msg/{kind.__name__}",
-            latched=profile.durability == DurabilityPolicy.TRANSIENT_LOCAL and profile.depth == 1,
+            latched=profile.durability == DurabilityPolicy.TRANSIENT_LOCAL,
         )
         then = self._on_output if name == "policy_output" else None
         self.create_subscription(

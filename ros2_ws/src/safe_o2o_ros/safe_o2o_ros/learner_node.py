@@ -16,7 +16,7 @@ from pathlib import Path
 from diagnostic_msgs.msg import DiagnosticArray
 
 from safe_o2o import config as settings
-from safe_o2o.errors import ConfigError
+from safe_o2o.config import require_given
 from safe_o2o.runtime.rounds import FINE_TUNER, RoundRunner, count_episodes
 from safe_o2o_ros import qos
 from safe_o2o_ros.conversions import LearnerStatus, record_to_msg
@@ -35,8 +35,7 @@ class LearnerNodeConfig:
     config_file: str = setting("", "settings file for the fine-tuner; empty for its defaults")
 
     def __post_init__(self) -> None:
-        if not self.run_dir:
-            raise ConfigError("is needed", where="run_dir")
+        require_given(self, "run_dir")
 
 
 class LearnerNode(GuardedNode):

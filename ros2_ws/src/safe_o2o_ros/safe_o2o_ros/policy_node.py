@@ -21,6 +21,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from safe_o2o.config import require_given
 from safe_o2o.errors import ConfigError
 from safe_o2o.runtime.actors import gate_decision, with_executed
 from safe_o2o.runtime.cartesian import CartesianDelta
@@ -77,8 +78,7 @@ class PolicyNodeConfig:
     exit_when_done: bool = setting(False, "end the process after the last episode")
 
     def __post_init__(self) -> None:
-        if not self.bundles:
-            raise ConfigError("is needed", where="bundles")
+        require_given(self, "bundles")
         if self.gate not in get_args(GateMode):
             raise ConfigError(f"must be on, shadow or off, got {self.gate!r}", where="gate")
         for name in ("episodes", "episodes_per_round", "wait_for_learner"):

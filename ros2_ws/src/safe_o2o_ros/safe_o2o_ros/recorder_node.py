@@ -15,8 +15,8 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from safe_o2o.config import require_given
 from safe_o2o.data.recorder import Dataset, EpisodeRecorder
-from safe_o2o.errors import ConfigError
 from safe_o2o.runtime.cartesian import CartesianDelta
 from safe_o2o.spaces import Spec
 from safe_o2o_ros import qos
@@ -48,8 +48,7 @@ class RecorderNodeConfig:
     run_dir: str = setting("", "run directory; episodes go to its folder online")
 
     def __post_init__(self) -> None:
-        if not self.run_dir:
-            raise ConfigError("is needed", where="run_dir")
+        require_given(self, "run_dir")
 
 
 class RecorderNode(GuardedNode):
