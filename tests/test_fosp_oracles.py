@@ -42,38 +42,39 @@ def test_a_shift_moves_every_frame_of_a_window_and_repeats_the_edge(shift: Any) 
         np.testing.assert_array_equal(out, wide[:, 2 + dy : 11 + dy, 2 + dx : 10 + dx])
 
 
-def test_hues_turn_and_greys_and_luma_stay() -> None:
-    luma = torch.tensor([0.299, 0.587, 0.114])
-    image = torch.rand(3, 2, 6, 4, 5) * 0.2 - 0.1  # two cameras, far from the ends of the range
+def test_other_pure_colours_leave_greys_and_change_the_rest_as_their_share_of_them() -> None:
+    image = torch.rand(3, 2, 6, 4, 5) - 0.5  # two cameras
     image[:, :, :, 0, 0] = 0.04  # grey
-    angle = torch.tensor([0.0, 0.6, math.pi])
-    turned = losses.turn_hue(image, angle)
-    torch.testing.assert_close(turned[0], image[0], atol=1e-6, rtol=0)
-    torch.testing.assert_close(turned[:, :, :, 0, 0], image[:, :, :, 0, 0], atol=1e-6, rtol=0)
-    for camera in (slice(0, 3), slice(3, 6)):
-        of = [torch.einsum("c,btchw->bthw", luma, x[:, :, camera]) for x in (image, turned)]
-        torch.testing.assert_close(*of, atol=1e-6, rtol=0)
-    torch.testing.assert_close(losses.turn_hue(turned, -angle), image, atol=1e-6, rtol=0)
-    # One way round green becomes yellowish, more red than blue, the other way bluish.
-    green = torch.tensor([-0.3, 0.1, -0.3]).reshape(1, 1, 3, 1, 1).expand(2, 1, 3, 1, 1)
-    red, _, blue = losses.turn_hue(green, torch.tensor([1.05, -1.05])).reshape(2, 3).unbind(1)
-    warmth = red - blue
-    assert warmth.max() > 0.2 and warmth.min() < -0.2
+    same = losses.pure_colours(image).expand(3, 6, 3)
+    torch.testing.assert_close(losses.repaint(image, same), image, atol=1e-6, rtol=0)
+    palette = torch.rand(3, 6, 3)
+    found = losses.repaint(image, palette)
+    torch.testing.assert_close(found[:, :, :, 0, 0], image[:, :, :, 0, 0], atol=1e-6, rtol=0)
+    # A dark green beside a red: the green becomes yellow, the red stays.
+    pair = torch.tensor([[0.1, 0.6, 0.2], [0.85, 0.1, 0.1]]).T.reshape(1, 1, 3, 1, 2) - 0.5
+    palette = losses.pure_colours(pair)[None].clone()
+    palette[:, 1] = torch.tensor([1.75, 1.5, 0.0])
+    green, red = (losses.repaint(pair, palette) + 0.5).reshape(3, 2).unbind(1)
+    # 0.1 white + 0.1 cyan + 0.4 of what green became
+    torch.testing.assert_close(green, torch.tensor([0.8, 0.8, 0.2]))
+    torch.testing.assert_close(red, torch.tensor([0.85, 0.1, 0.1]))
 
 
-@pytest.mark.parametrize("hue", (-1.0, 181.0, math.nan))
-def test_a_hue_turns_by_no_more_than_half_the_circle(hue: float) -> None:
-    with pytest.raises(ConfigError, match="180"):
-        FospConfig(hue=hue)
+@pytest.mark.parametrize("share", (-0.1, 1.1, math.nan))
+def test_the_share_of_other_colours_is_a_probability(share: float) -> None:
+    with pytest.raises(ConfigError, match="recolour"):
+        FospConfig(recolour=share)
 
 
-def test_each_window_has_one_hue_of_its_own() -> None:
-    image = torch.rand(4, 1, 3, 2, 2).expand(4, 3, 3, 2, 2) - 0.5
+def test_each_window_has_colours_of_its_own() -> None:
+    image = torch.rand(64, 1, 3, 2, 2).expand(64, 3, 3, 2, 2) - 0.5
     generator = torch.Generator().manual_seed(0)
-    found = losses.random_hue(image, 90.0, generator)
+    found = losses.random_colours(image, 0.5, generator)
     assert all(torch.equal(found[:, 0], found[:, t]) for t in (1, 2))
-    assert not torch.equal(found, image) and found.abs().max() <= 0.5
-    assert losses.random_hue(image, 0.0) is image
+    assert found.abs().max() <= 0.5
+    unlike = (found - image).abs().amax((1, 2, 3, 4)) > 1e-3
+    assert 0.9 < unlike.float().mean() <= 1.0
+    assert losses.random_colours(image, 0.0) is image
 
 
 def double(*x: float) -> Tensor:

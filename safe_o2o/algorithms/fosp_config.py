@@ -151,8 +151,8 @@ class FospConfig:
     """take the end of time for an end of the task, as the released code does"""
     shift: int = 0
     """random image shift, pixels; paper: none"""
-    hue: float = 0.0
-    """largest random turn of all hues of a window, degrees, 0 to 180: what the data show in one
+    recolour: float = 0.0
+    """probability with which a colour of a window becomes another one: what the data show in one
     colour is learned in others; paper: none"""
     batch_size: int = 16
     sequence_length: int = 64
@@ -177,7 +177,7 @@ class FospConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("discount_reward", "discount_cost", "discount_reach", "lambda_"):
+        for name in ("discount_reward", "discount_cost", "discount_reach", "lambda_", "recolour"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"must be in [0, 1], got {getattr(self, name)}", where=name)
         for name in ("expectile_reward", "expectile_cost", "expectile_reach"):
@@ -185,8 +185,6 @@ class FospConfig:
                 raise ConfigError(f"must be in (0, 1), got {getattr(self, name)}", where=name)
         if self.cost_limit < 0 or self.penalty_coefficient <= 0:
             raise ConfigError("cost_limit must be >= 0 and penalty_coefficient > 0", where="fosp")
-        if not 0.0 <= self.hue <= 180.0:
-            raise ConfigError(f"must be in [0, 180] degrees, got {self.hue}", where="hue")
         if self.actor_modes < 1 or (self.actor_modes > 1 and not self.actor_std):
             raise ConfigError("several modes need a constant actor_std", where="actor_modes")
         if self.batch_size < 1 or self.sequence_length < 2 or self.total_updates < 1:

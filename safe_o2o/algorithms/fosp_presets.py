@@ -208,8 +208,8 @@ def without_model(config: FospConfig) -> FospConfig:
 
 
 def recoloured(config: FospConfig) -> FospConfig:
-    """With all hues of each window turned at random: what is learned does not rest on a colour."""
-    return replace(config, hue=60.0)
+    """With random colours in each window: what is learned does not rest on those of the data."""
+    return replace(config, recolour=0.5)
 
 
 def released(config: FospConfig) -> FospConfig:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from safe_o2o.nets.distribution import categorical_kl
 from safe_o2o.nets.parallel import Draws, everywhere, world
+
+_BRIGHTEST = 1.75
+"""Of a drawn colour, times a thing's own strength: a dark green one may become bright yellow."""
 
 
 class Pairs(NamedTuple):
@@ -253,57 +255,58 @@ def random_shift(image: Tensor, pixels: int, generator: torch.Generator | None =
     return shift(image, offset[..., 0])
 
 
-def random_hue(image: Tensor, most: float, generator: torch.Generator | None = None) -> Tensor:
-    """Turn the hues of windows of images by up to `most` degrees either way.
+def random_colours(image: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
+    """Give windows of images other colours: what is grey stays, what is green may become yellow.
 
-    One turn a window and for all of its cameras: a scene that changes colour would be news.
+    Each of red, green, blue and of cyan, magenta, yellow becomes, with this probability, a colour
+    drawn evenly from black to brighter than any, independently of the others: no turn of hues
+    brings a yellow thing beside a red one where the data have green beside red. One draw a window
+    and for all of its cameras: a scene that changes colour would be news.
 
     Args:
-        image: `[B, T, C, H, W]` float around zero, channels in groups of red, green and blue.
-        most: largest turn; 0 returns the input.
-        generator: source of the turns.
+        image: `[B, T, C, H, W]` float in [-0.5, 0.5], channels in groups of red, green and blue.
+        share: probability of another colour, 0 to 1; 0 returns the input.
+        generator: source of the colours.
     """
-    if most == 0.0:
+    if share == 0.0:
         return image
     draws = Draws.batch(generator, image.shape[0])
-    share = draws.draw(torch.rand, (image.shape[0],), image)
-    return turn_hue(image, torch.deg2rad(most * (2.0 * share - 1.0)))
+    palette = _BRIGHTEST * draws.draw(torch.rand, (image.shape[0], 6, 3), image)
+    kept = draws.draw(torch.rand, (image.shape[0], 6, 1), image) >= share
+    return repaint(image, torch.where(kept, pure_colours(image), palette))
 
 
-def _hue_turn() -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
-    """The parts of a turn of hues that are constant, times its cosine and times its sine."""
-    to_yiq = np.array(
-        [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
-    )
-    back = np.linalg.inv(to_yiq)
-    constant = back @ np.diag([1.0, 0.0, 0.0]) @ to_yiq
-    cosine = back @ np.diag([0.0, 1.0, 1.0]) @ to_yiq
-    sine = back @ np.array([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]) @ to_yiq
-    return constant.tolist(), cosine.tolist(), sine.tolist()
+def repaint(image: Tensor, palette: Tensor) -> Tensor:
+    """Images with other pure colours, clipped to the colours there are.
 
-
-_HUE_TURN = _hue_turn()
-
-
-def turn_hue(image: Tensor, angle: Tensor) -> Tensor:
-    """Turn hues about the axis of grey (in YIQ: luma stays), clipped to the colours there are.
+    A colour is a grey, a pure colour of one channel and one of two: (r, g, b) with r > g > b is
+    b white + (g - b) yellow + (r - g) red. Those two change, the grey does not.
 
     Args:
         image: `[B, T, C, H, W]` in [-0.5, 0.5].
-        angle: `[B]`, rad.
+        palette: what red, green, blue, cyan, magenta and yellow become `[B, 6, 3]`, 0 to 1 or more.
     """
-    # R(a) = A + B cos(a) + C sin(a); numbers of Python's, so that nothing is copied to a device.
-    cosine, sine = angle.cos(), angle.sin()
-    matrix = torch.stack(
-        [
-            torch.stack([a + b * cosine + c * sine for a, b, c in zip(*row, strict=True)], -1)
-            for row in zip(*_HUE_TURN, strict=True)
-        ],
-        dim=-2,
-    )
-    groups = image.unflatten(2, (-1, 3)).flatten(-2)
-    mixed = (matrix[:, None, None] @ groups).clamp_(-0.5, 0.5)
-    return mixed.reshape(image.shape)
+    # Window by window on a CPU: what one of them takes stays in its cache.
+    step = 1 if image.device.type == "cpu" else len(image)
+    painted = torch.empty_like(image)
+    for part, colours, out in zip(
+        image.split(step), palette.split(step), painted.split(step), strict=True
+    ):
+        red, green, blue = part.unflatten(2, (-1, 3)).unbind(3)
+        least, most = torch.minimum(green, blue), torch.maximum(green, blue)
+        parts = [red - most, green - torch.maximum(red, blue), blue - torch.maximum(red, green)]
+        parts += [least - red, torch.minimum(red, blue) - green, torch.minimum(red, green) - blue]
+        pure = torch.stack(parts, 1).relu_().flatten(2)
+        mixed = (colours.mT @ pure).unflatten(2, red.shape[1:])
+        mixed += torch.minimum(red, least)[:, None]
+        out.copy_(mixed.clamp_(-0.5, 0.5).movedim(1, 3).flatten(2, 3))
+    return painted
+
+
+def pure_colours(like: Tensor) -> Tensor:
+    """Red, green, blue, cyan, magenta, yellow `[6, 3]`: with these `repaint` changes nothing."""
+    primary = torch.eye(3, dtype=like.dtype, device=like.device)
+    return torch.cat([primary, 1.0 - primary])
 
 
 def shift_by_index(image: Tensor, offset: Tensor) -> Tensor:
