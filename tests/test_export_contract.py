@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from safe_o2o import catalog
 from safe_o2o.algorithms.fosp import Fosp
@@ -23,6 +24,12 @@ from tests.test_algorithm_contract import build
 @pytest.mark.parametrize("name", sorted(catalog.algorithms))
 def test_onnx_parity(name: str, tmp_path: Path) -> None:
     check_parity(build(name), name, tmp_path)
+
+
+def test_onnx_parity_of_a_policy_that_learned_online(tmp_path: Path) -> None:
+    algorithm = Fosp(preset("tiny"), SPEC, STATISTICS)
+    algorithm.start_online()
+    check_parity(algorithm, "fosp", tmp_path)
 
 
 def test_onnx_parity_of_several_modes(tmp_path: Path) -> None:
@@ -51,6 +58,10 @@ def check_parity(algorithm: Any, name: str, tmp_path: Path) -> None:
     )
     assert report.parity <= 1e-5
     policy = OnnxPolicy.load(tmp_path / "v000001", algorithm.spec)
+    module = algorithm.policy.export_module()
+    if hasattr(module, "undecided"):  # asked where the two differ, so that each form is asked here
+        inputs = [torch.zeros(2, *port.shape[1:]) for port in policy.manifest.inputs]
+        assert module.undecided(*inputs).shape == (2,)
     carry, actions = policy.initial_carry(), []
     for obs in stream(20, seed=1):
         action, carry = policy.act({k: v[None] for k, v in obs.items()}, carry)

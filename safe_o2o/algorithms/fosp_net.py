@@ -79,7 +79,7 @@ class Tracked(NamedTuple):
 def undecided(scores: Tensor) -> Tensor:
     """Where the two best of scores `[N, ..., K]` are too close for another arithmetic, `[N]`."""
     two = scores.topk(2, -1).values
-    return (two[..., 0] - two[..., 1] <= UNDECIDED).flatten(1).any(1)
+    return (two[..., 0] - two[..., 1] <= UNDECIDED).reshape(len(scores), -1).any(1)
 
 
 class FospNet(nn.Module):
