@@ -24,7 +24,7 @@ from safe_o2o.errors import ConfigError  # noqa: E402
 from safe_o2o.safety.obstacle import Obstacle  # noqa: E402
 from safe_o2o.safety.supervisor import Mode  # noqa: E402
 from safe_o2o.types import Proposal, Verdict  # noqa: E402
-from safe_o2o_ros import qos  # noqa: E402
+from safe_o2o_ros import arm_node, qos  # noqa: E402
 from safe_o2o_ros.conversions import proposal_to_msg  # noqa: E402
 from safe_o2o_ros.node import ERROR  # noqa: E402
 from safe_o2o_ros.obstacles import obstacles_from_msg, obstacles_to_msg  # noqa: E402
@@ -152,7 +152,7 @@ def test_a_simulated_arm_at_rest_leaves_the_processor_to_the_learner(world) -> N
 
     assert due_after() == pytest.approx(0.01 / 8.0)
     bench.until(lambda: node.progress.resting)
-    assert due_after() == pytest.approx(0.01 / robot_node.REST_SPEED)
+    assert due_after() == pytest.approx(0.01 / arm_node.REST_SPEED)
     bench.until(lambda: world.client_node.count_subscribers("proposals") > 0)
     bench.propose()
     bench.until(lambda: not node.progress.resting)
