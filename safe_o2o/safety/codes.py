@@ -64,6 +64,8 @@ CODES: Mapping[str, tuple[Kind, str]] = MappingProxyType(
             "The arm is not where it was sent: every certificate rests on that.",
         ),
         "stalled": (_L, "A joint was sent and did not move: it is held, or it touches something."),
+        "second_commander": (_L, "Two send to one controller: nobody certified their sum."),
+        "second_proposer": (_L, "Two propose at once: the arm would go to and fro between them."),
         "clock_invalid": (_L, "The clock is not finite: no age can be told."),
         "checker_disagreement": (_L, "Two checks of one motion disagree: one of them is wrong."),
         "violation": (_L, "The arm itself is outside a limit: what should hold it did not."),

@@ -218,6 +218,14 @@ class SafetyFilter:
         self._tried = 0
 
     @property
+    def stop_ahead(self) -> Array:
+        """The stored stop: what would follow the newest command, one a tick `[K, n]`, rad.
+
+        K is 0 where that command is at rest.
+        """
+        return self._stop.q
+
+    @property
     def exemptions(self) -> tuple[str, ...]:
         """What the constraints were told not to hold, one line each: worth a log at the start."""
         return tuple(

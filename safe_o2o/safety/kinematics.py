@@ -100,6 +100,12 @@ class Kinematics:
         placement = pinocchio.updateFramePlacement(self.model, self.data, self._id(frame))
         return np.array(placement.rotation)
 
+    def jacobian(self, q: Array, frame: str) -> Array:
+        """Linear and angular velocity of a frame per joint velocity `[6, n]`, base axes."""
+        where = pinocchio.ReferenceFrame.LOCAL_WORLD_ALIGNED
+        found = pinocchio.computeFrameJacobian(self.model, self.data, q, self._id(frame), where)
+        return np.array(found)
+
     def positions(self, q: Sequence[Array] | Array) -> Array:
         """Positions `[K, F, 3]`, m, of all `frames` at each of the configurations `[K, n]`."""
         model, data = self.model, self.data

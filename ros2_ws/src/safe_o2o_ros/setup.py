@@ -8,6 +8,7 @@ from setuptools import setup
 PACKAGE = "safe_o2o_ros"
 NODES = (
     "robot_node",
+    "safety_filter_node",
     "camera_node",
     "policy_node",
     "recorder_node",

@@ -22,6 +22,7 @@ from safe_o2o.runtime.control_loop import ControlLoop
 from safe_o2o.runtime.supervision import Supervision, SupervisionConfig
 from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.safety.first_command import FirstCommandConfig
+from safe_o2o.safety.stall import StallConfig
 from safe_o2o.safety.watchdog import COMMAND, IMAGE, JOINT_STATE, SourceLimits
 from safe_o2o.types import Proposal, Verdict
 from safe_o2o_ros import qos
@@ -76,9 +77,10 @@ class ArmNodeConfig:
             found["obstacles"] = SourceLimits(self.obstacles_degrade, self.obstacles_latch)
         return found
 
-    def supervision(self) -> SupervisionConfig:
+    def supervision(self, stall: StallConfig) -> SupervisionConfig:
         """Thresholds of what stands around the filter."""
         return SupervisionConfig(
+            stall=stall,
             command=SourceLimits(self.command_degrade, self.command_latch),
             joint_state=SourceLimits(self.state_degrade, self.state_latch),
             sources=self.sources(),
@@ -104,6 +106,7 @@ class ArmNode(GuardedNode):
         retry: float,
         speed: float = 1.0,
         clock: Callable[[], float] | None = None,
+        stall: StallConfig | None = None,
     ) -> None:
         """Put supervision, loop, services and subscriptions around `robot`, which is connected.
 
@@ -112,12 +115,14 @@ class ArmNode(GuardedNode):
             retry: time between two offers of an observation while the arm holds, s.
             speed: robot time per wall time.
             clock: see `ControlLoop`.
+            stall: tolerances of tracking.
         """
         config: ArmNodeConfig = self.config
         robot, self.filter, self.speed = self.robot, filter, speed
         for line in filter.exemptions:
             self.get_logger().info(f"exempt from {line}")
-        self.watch = Supervision(filter, robot.joint_names, robot.period, config.supervision())
+        thresholds = config.supervision(stall or StallConfig())
+        self.watch = Supervision(filter, robot.joint_names, robot.period, thresholds)
         self.loop = ControlLoop(robot, filter, clock, supervision=self.watch)
         self.progress = ProposalProgress(robot.period, retry=retry)
         self.overruns = self.skipped = 0
@@ -164,8 +169,9 @@ class ArmNode(GuardedNode):
         self.start_ticking()
 
     def on_hold(self) -> None:
-        """The arm holds where it is."""
+        """The arm comes to rest and holds."""
         if self.robot is not None:
+            self._come_to_rest()
             self.robot.stop()
 
     def on_free(self) -> None:
@@ -247,6 +253,14 @@ class ArmNode(GuardedNode):
             self.skipped += int(late / self._tick_wall)
             self._next = now
         self._next += self._tick_at_rest if self.progress.resting else self._tick_wall
+
+    def _come_to_rest(self) -> None:
+        """Play the verified stop: an arm that is let go of in motion stops as hard as it can."""
+        for _ in range(len(self.filter.stop_ahead)):
+            if not self.watch.supervisor.may_write:
+                return
+            self.loop.tick(None)
+            time.sleep(self._tick_wall)
 
     @property
     def telling(self) -> bool:

@@ -253,6 +253,39 @@ def record_from_text(cls: type[T], msg: String) -> T:
 
 
 @dataclasses.dataclass(frozen=True)
+class FilterStatus:
+    """What the filter in front of somebody else's driver says of its newest proposal.
+
+    Attributes:
+        stamp: of the reading that comes with it, s.
+        mode: the supervisor's.
+        cause: code of the newest stop, `""` while there is none.
+        ready: whether the arm waits for the next proposal.
+        proposal_stamp: of the proposal that was finished last, s; -1 before the first.
+        verdict: the strictest `Verdict` since the arm was ready last ...
+        reason: ... what came with it ...
+        margin: ... and the smallest margin.
+        passed: ticks that passed, of all proposals.
+        corrected: ticks that were slowed or deflected.
+        stopped: ticks that were stopped.
+        held: ticks without a proposal.
+    """
+
+    stamp: float
+    mode: str
+    cause: str
+    ready: bool
+    proposal_stamp: float
+    verdict: int
+    reason: str
+    margin: float
+    passed: int
+    corrected: int
+    stopped: int
+    held: int
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskStatus:
     """What the robot's side says at the instants at which a decision is due.
 

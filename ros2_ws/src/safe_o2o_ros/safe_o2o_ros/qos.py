@@ -20,6 +20,9 @@ def _profile(
 STREAM = _profile(50, ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
 """Joint states, images, task status: all of them, in order."""
 
+SENSOR = _profile(5, ReliabilityPolicy.BEST_EFFORT, DurabilityPolicy.VOLATILE)
+"""Readings of somebody else's driver, however it publishes them: the newest ones."""
+
 RECORDED = _profile(2000, ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
 """The same for whoever keeps them, and may be without a processor for seconds."""
 
