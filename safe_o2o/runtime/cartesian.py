@@ -16,7 +16,7 @@ from pink.tasks import FrameTask, PostureTask
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.kinematics import POSTURES, Kinematics
-from safe_o2o.spaces import ActionSpec
+from safe_o2o.spaces import ActionSpec, ArraySpec, ObservationSpec, Spec
 from safe_o2o.types import Array, Observation, Proposal, RobotState, Source
 
 WORKSPACE: tuple[tuple[float, float, float], tuple[float, float, float]] = (
@@ -25,6 +25,29 @@ WORKSPACE: tuple[tuple[float, float, float], tuple[float, float, float]] = (
 )
 """Lowest and highest corner of the box of the tool's targets, m. Action, filter and scene all take
 it from here; the finger tips reach 9 mm below the tool frame."""
+
+TOOL_POSE = ArraySpec((5,), "float32", "m", names=("x", "y", "z", "sin_yaw", "cos_yaw"))
+"""What `CartesianDelta.observe` says of the tool."""
+
+
+def tool_steps(max_delta: float, period: float) -> ActionSpec:
+    """Actions (dx, dy, dz) of at most `max_delta`, m, one every `period`, s."""
+    return ActionSpec(("dx", "dy", "dz"), "m", (-max_delta,) * 3, (max_delta,) * 3, period)
+
+
+def sees_and_steps(image_size: int, max_delta: float, period: float) -> Spec:
+    """What a policy sees and does that moves the tool after one camera, on a twin or a real arm.
+
+    Args:
+        image_size: height and width of the picture, pixels.
+        max_delta: farthest that one action moves the tool along an axis, m.
+        period: policy period, s.
+    """
+    shape = (image_size, image_size, 3)
+    image = ArraySpec(shape, "uint8", "intensity", low=0.0, high=255.0)
+    observation = ObservationSpec({"image": image, "tcp_pose": TOOL_POSE})
+    return Spec(observation, tool_steps(max_delta, period))
+
 
 STOP_ROOM = 0.02
 """How much larger than the box of targets the filter's box is, m: joints that move in a line let

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from safe_o2o.runtime.cartesian import CartesianDelta
-from safe_o2o.spaces import ActionSpec, ArraySpec, Spec
+from safe_o2o.spaces import Spec
 from safe_o2o.types import Array, Proposal, RobotState, Source
 from safe_o2o_sim.pybullet_twin import PybulletTwin
 
 Corner = tuple[float, float, float]
-
-TOOL_POSE = ArraySpec((5,), "float32", "m", names=("x", "y", "z", "sin_yaw", "cos_yaw"))
-"""What `CartesianDelta.observe` says of the tool."""
-
-
-def tool_steps(max_delta: float, period: float) -> ActionSpec:
-    """Actions (dx, dy, dz) of at most `max_delta`, m, one every `period`, s."""
-    return ActionSpec(("dx", "dy", "dz"), "m", (-max_delta,) * 3, (max_delta,) * 3, period)
 
 
 class CartesianTask:

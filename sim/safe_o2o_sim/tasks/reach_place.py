@@ -15,13 +15,13 @@ import numpy as np
 
 from safe_o2o.config import require_positive
 from safe_o2o.errors import ConfigError
-from safe_o2o.runtime.cartesian import WORKSPACE
+from safe_o2o.runtime.cartesian import TOOL_POSE, WORKSPACE, tool_steps
 from safe_o2o.safety.obstacle import Obstacle
 from safe_o2o.spaces import ArraySpec, ObservationSpec, Spec
 from safe_o2o.types import Array, Observation, RobotState
 from safe_o2o_sim.pybullet_twin import PybulletTwin
 from safe_o2o_sim.scene import EMPTY
-from safe_o2o_sim.tasks.cartesian_task import TOOL_POSE, CartesianTask, Corner, tool_steps
+from safe_o2o_sim.tasks.cartesian_task import CartesianTask, Corner
 from safe_o2o_sim.twin_camera import TwinCamera
 from safe_o2o_sim.visitor import Leg, Visitor
 

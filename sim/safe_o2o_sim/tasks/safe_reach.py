@@ -14,8 +14,8 @@ import numpy as np
 
 from safe_o2o.config import require_positive
 from safe_o2o.errors import RobotStateError
-from safe_o2o.runtime.cartesian import WORKSPACE
-from safe_o2o.spaces import ArraySpec, ObservationSpec, Spec
+from safe_o2o.runtime.cartesian import WORKSPACE, sees_and_steps
+from safe_o2o.spaces import Spec
 from safe_o2o.types import Array, Observation, RobotState
 from safe_o2o_sim.pybullet_twin import PybulletTwin
 from safe_o2o_sim.randomization import (
@@ -25,7 +25,7 @@ from safe_o2o_sim.randomization import (
     require_variant,
     sample_layout,
 )
-from safe_o2o_sim.tasks.cartesian_task import TOOL_POSE, CartesianTask, Corner, tool_steps
+from safe_o2o_sim.tasks.cartesian_task import CartesianTask, Corner
 from safe_o2o_sim.twin_camera import TwinCamera
 
 
@@ -66,12 +66,7 @@ class SafeReachConfig:
 
     def spec(self) -> Spec:
         """What a policy of this task sees and does."""
-        size = self.image_size
-        image = ArraySpec((size, size, 3), "uint8", "intensity", low=0.0, high=255.0)
-        return Spec(
-            ObservationSpec({"image": image, "tcp_pose": TOOL_POSE}),
-            tool_steps(self.max_delta, self.period),
-        )
+        return sees_and_steps(self.image_size, self.max_delta, self.period)
 
 
 class SafeReach(CartesianTask):

@@ -60,7 +60,8 @@ class ControlledArm:
         """
         if not set(self.joint_names).isdisjoint(msg.name):
             q, dq = joints_from_msg(msg, self.joint_names)
-            self._state = (q, dq, stamp_from_msg(msg.header.stamp))
+            # To the microsecond: what is told of this instant has the same stamp on every topic.
+            self._state = (q, dq, round(stamp_from_msg(msg.header.stamp), 6))
 
     def connect(self) -> None:
         """UNCONFIGURED -> INACTIVE."""

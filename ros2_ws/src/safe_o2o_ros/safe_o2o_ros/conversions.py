@@ -42,17 +42,25 @@ def stamp_to_msg(stamp: float) -> Time:
 
 def stamp_from_msg(msg: Time) -> float:
     """Inverse of `stamp_to_msg`, s."""
-    return stamp_key(msg) / NANO
+    return _nanoseconds(msg) / NANO
 
 
 def stamp_key(msg: Time) -> int:
-    """A time message as whole nanoseconds: equal instants have equal keys."""
-    return int(msg.sec) * NANO + int(msg.nanosec)
+    """A time message as whole microseconds: equal instants have equal keys.
+
+    Of the time since 1970 a double holds a quarter of a microsecond: nanoseconds would not survive
+    the way from a message to seconds and back.
+    """
+    return key_of(stamp_from_msg(msg))
 
 
 def key_of(stamp: float) -> int:
     """The key of a time in seconds; `key_of(t) == stamp_key(stamp_to_msg(t))`."""
-    return round(stamp * NANO)
+    return round(stamp * 1e6)
+
+
+def _nanoseconds(msg: Time | Duration) -> int:
+    return int(msg.sec) * NANO + int(msg.nanosec)
 
 
 def joint_state_to_msg(
@@ -187,7 +195,7 @@ def proposal_from_msg(msg: JointTrajectory, source: Source = Source.POLICY) -> P
                 f"point {row} has {len(point.positions)} positions for {count} joints",
                 where="JointTrajectory",
             )
-    times = [stamp_key(point.time_from_start) for point in msg.points]
+    times = [_nanoseconds(point.time_from_start) for point in msg.points]
     period = times[0]
     even = all(abs(when - (row + 1) * period) <= 1000 for row, when in enumerate(times))
     if period <= 0 or not even:

@@ -1,6 +1,6 @@
 """Exact matching of messages from several topics by stamp; pure Python, no ROS.
 
-Stamps of the twin and of a driver that stamps its own readings are equal to the nanosecond on every
+Stamps of the twin and of a driver that stamps its readings are equal to the microsecond on every
 topic that shows the same instant, so "belongs together" is equality, never "nearest".
 """
 
