@@ -16,6 +16,7 @@ from pink.tasks import FrameTask, PostureTask
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.kinematics import POSTURES, Kinematics
+from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.spaces import ActionSpec, ArraySpec, ObservationSpec, Spec
 from safe_o2o.types import Array, Observation, Proposal, RobotState, Source
 
@@ -74,7 +75,7 @@ class CartesianDelta:
         action: the action's spec; names must be dx, dy, dz in m.
         robot: arm with a shipped model and a posture here.
         workspace: lowest and highest corner of the tool's box, m.
-        frame: the tool frame.
+        frame: the tool frame; empty for the arm's own.
         yaw: rotation of the tool about the vertical, rad.
         iterations: most steps of differential IK a decision.
 
@@ -88,7 +89,7 @@ class CartesianDelta:
         robot: str = "panda",
         *,
         workspace: tuple[tuple[float, ...], tuple[float, ...]] = WORKSPACE,
-        frame: str = "panda_hand_tcp",
+        frame: str = "",
         yaw: float = 0.0,
         iterations: int = 4,
     ) -> None:
@@ -102,6 +103,7 @@ class CartesianDelta:
         low, high = (np.asarray(corner, np.float64) for corner in workspace)
         if not (low.shape == high.shape == (3,) and (low < high).all()):
             raise ConfigError(f"needs low < high on three axes, got {workspace}", where="workspace")
+        frame = frame or RobotLimits.load(robot).tool_frame
         self.spec, self.robot, self.frame, self.iterations = action, robot, frame, iterations
         self.low, self.high, self.yaw = low, high, yaw
         self.kinematics = Kinematics(robot, (frame,))

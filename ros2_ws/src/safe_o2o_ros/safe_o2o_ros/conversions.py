@@ -406,6 +406,8 @@ class TaskDescription:
         max_steps: policy steps after which an episode is cut off.
         joint_names: names of the arm's joints, in its own order.
         spec: `Spec.to_json()`.
+        arm: name of the arm, whose tool the actions move.
+        workspace: lowest and highest corner of the box of the tool's targets, m.
     """
 
     task: str
@@ -413,6 +415,8 @@ class TaskDescription:
     max_steps: int
     joint_names: tuple[str, ...]
     spec: dict[str, Any]
+    arm: str
+    workspace: tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,6 +59,8 @@ COMMIT_TIMEOUT = 5.0
 """Wall time after which the recorder's word on an ended episode is not coming, s."""
 MOST_PASSED_OVER = 3
 """Instants in a row that are passed over because their picture was late."""
+ASK_AGAIN = 0.3
+"""Time until a robot that has no new episode yet is asked again, s."""
 HEARTBEAT_TIMEOUT = 5.0
 """Silence after which the learner counts as dead, s."""
 
@@ -108,6 +110,7 @@ class PolicyNode(GuardedNode):
         self._passed_over = 0
         self._future: Any = None
         self._recorder_ready = False
+        self._refusal, self._pause = "", 0.0
         self._clear_episode(-1, 0)
 
     # Lifecycle.
@@ -134,10 +137,11 @@ class PolicyNode(GuardedNode):
 
     def health(self) -> Health:
         """Phase, bundle, progress."""
+        doing = self._refusal or self.phase
         values = {"phase": self.phase, "bundle": self.live.version, "episodes": self.done}
         values |= {"refused bundles": len(self.live.refused), "unmatched": self._matcher.dropped}
         level = WARN if self.live.refused else OK
-        return level, self.phase, values
+        return level, doing, values
 
     # What comes in.
 
@@ -146,7 +150,7 @@ class PolicyNode(GuardedNode):
         spec = Spec.from_json(task.spec)
         self.live.require(spec)
         self.spec, self.task = spec, task
-        self.cartesian = CartesianDelta(spec.action)
+        self.cartesian = CartesianDelta(spec.action, task.arm, workspace=task.workspace)
 
     def _on_measured(self, msg: JointState) -> None:
         self._newest_stamp = max(self._newest_stamp, stamp_from_msg(msg.header.stamp))
@@ -260,7 +264,7 @@ class PolicyNode(GuardedNode):
         waited = time.monotonic() - self._phase_since
         if self.phase == "connect" and self.task is not None and self._reset.service_is_ready():
             self._enter("between")
-        elif self.phase == "between" and self._may_go_on(waited):
+        elif self.phase == "between" and waited >= self._pause and self._may_go_on(waited):
             if 0 < self.config.episodes <= self.done:
                 self.finished = self.config.exit_when_done
                 return
@@ -301,9 +305,12 @@ class PolicyNode(GuardedNode):
         answer = self._future.result() if self._future.done() else None
         if answer is None or not answer.success:
             text = answer.message if answer else "no answer"
-            self.get_logger().warning(f"reset refused: {text}")
+            if text != self._refusal:
+                self.get_logger().warning(f"no new episode yet: {text}")
+            self._refusal, self._pause = text, ASK_AGAIN
             self._enter("between")
             return
+        self._refusal, self._pause = "", 0.0
         facts = json.loads(answer.message)
         self._clear_episode(facts["episode"], facts["seed"])
         self._enter("run" if self._recorder_ready or not self.config.recorder else "recorder")

@@ -104,7 +104,7 @@ class RecorderNode(GuardedNode):
         task = record_from_text(TaskDescription, msg)
         spec = Spec.from_json(task.spec)
         dataset = Dataset.create(self.run_dir / "online", spec, task=task.task, exist_ok=True)
-        self.cartesian = CartesianDelta(spec.action)
+        self.cartesian = CartesianDelta(spec.action, task.arm, workspace=task.workspace)
         self.recorder = EpisodeRecorder(dataset)
         self.assembler = EpisodeAssembler(self.recorder, self.cartesian.executed_action, task.task)
         self.task = task
