@@ -39,6 +39,7 @@ robots: dict[str, str] = dict(
 )
 cameras: dict[str, str] = dict(
     twin_camera="safe_o2o_sim.twin_camera:TwinCamera",
+    mock="safe_o2o_hardware.cameras.mock:MockCamera",
     opencv="safe_o2o_hardware.cameras.opencv:OpenCVCamera",
 )
 constraints: dict[str, str] = dict(

@@ -64,7 +64,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "safe_o2o_hardware": (*G, "safe_o2o.safety"),
     "safe_o2o_ros": (*G, "safe_o2o.safety", "safe_o2o.data.recorder", "safe_o2o.runtime"),
     # The twin's camera only: it builds its own copy of the scene.
-    "safe_o2o_ros.camera_node": (*G, "safe_o2o.runtime", "safe_o2o_sim"),
+    "safe_o2o_ros.twin_camera_node": (*G, "safe_o2o.runtime", "safe_o2o_sim"),
     "safe_o2o_ros.bag_node": (*G, "safe_o2o.data.formats.bag_writer"),
     "safe_o2o_ros.learner_node": (
         *(*G, "safe_o2o.safety", "safe_o2o.data", "safe_o2o.runtime"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from safe_o2o.errors import SafeO2OError  # noqa: E402
-from safe_o2o.safety.kinematics import POSTURES  # noqa: E402
+from safe_o2o.safety.kinematics import POSTURES, Kinematics  # noqa: E402
 from safe_o2o.safety.supervisor import Mode  # noqa: E402
 from safe_o2o.types import Array, Proposal  # noqa: E402
 from safe_o2o_ros import qos  # noqa: E402
@@ -27,17 +28,45 @@ from safe_o2o_ros.conversions import (  # noqa: E402
     record_from_msg,
     stamp_from_msg,
 )
+from safe_o2o_ros.mock_driver_node import MockDriverNode  # noqa: E402
 from safe_o2o_ros.node import ERROR, OK, WARN  # noqa: E402
 from safe_o2o_ros.outputs import OUTPUTS  # noqa: E402
 from safe_o2o_ros.safety_filter_node import SafetyFilterNode  # noqa: E402
 from tests.ros_world import World, make_world  # noqa: E402, F401
-from tests.stand_in_controller import StandInController  # noqa: E402
 
 pytestmark = pytest.mark.ros
+FORWARD = ("position", "velocity")
 START = np.array(POSTURES["panda"])
 BOX: dict[str, object] = {"workspace_low": [0.2, -0.4, 0.0], "workspace_high": [0.8, 0.4, 0.9]}
 # Of a machine that does other things as well: what has to be noticed is tested with less.
 PATIENT = {"state_degrade": 2.0, "state_latch": 5.0, "command_degrade": 2.0, "command_latch": 10.0}
+
+
+class Controller(MockDriverNode):
+    """Keeps what it was told and where it went, and can fall silent."""
+
+    speaks = True
+
+    def obey(self, msg: Any) -> None:
+        self.messages.append(msg)
+        super().obey(msg)
+
+    def move(self) -> None:
+        super().move()
+        self.path.append(self.q.copy())
+
+    def tell(self) -> None:
+        if self.speaks:
+            super().tell()
+
+    def on_start(self) -> None:
+        self.messages: list[Any] = []
+        self.path: list[Array] = []
+        super().on_start()
+
+
+def parameters_of(settings: dict[str, object]) -> list[Parameter]:
+    return [Parameter(name, value=value) for name, value in settings.items()]
 
 
 class Bench:
@@ -47,14 +76,18 @@ class Bench:
         self, world: World, output: str, drifts: float = 0.0, **parameters: object
     ) -> None:
         self.world, client = world, world.client_node
-        self.controller = StandInController(client, output, START, drifts)
-        names = self.controller.names
-        settings = {"output": output, "shadow": False, **BOX, **PATIENT, **parameters}
-        if output in ("position", "velocity"):
-            settings["controller_joints"] = list(reversed(names))
+        names = Kinematics("panda", ()).joint_names
+        order = {"controller_joints": list(reversed(names))} if output in FORWARD else {}
+        driver = {"output": output, "drift": drifts, **order}
+        self.controller = Controller(
+            context=world.context, parameter_overrides=parameters_of(driver)
+        )
+        world.executor.add_node(self.controller)
+        self.controller.autostart()
+        settings = {"output": output, "shadow": False, **BOX, **PATIENT, **order, **parameters}
         self.node = SafetyFilterNode(
             context=world.context,
-            parameter_overrides=[Parameter(name, value=value) for name, value in settings.items()],
+            parameter_overrides=parameters_of(settings),
         )
         world.executor.add_node(self.node)
         self.node.autostart()
@@ -116,7 +149,7 @@ def test_an_arm_behind_any_controller_goes_where_it_was_certified_to_go(world, o
     bench = Bench(world, output, drifts=0.01 if output == "velocity" else 0.0)
     bench.arm()
     target = START + np.array([0.15, 0.0, 0.1, 0.0, 0.0, 0.0, 0.0])
-    tool = bench.controller.kinematics.position
+    tool = Kinematics("panda").position
     for _ in range(10):
         bench.go(target, 1.0)
         if np.abs(bench.controller.q - target).max() < 0.011:
@@ -232,5 +265,5 @@ def test_what_cannot_be_is_refused_in_one_line(world, wrong, says) -> None:
     with pytest.raises(SafeO2OError, match=says):
         SafetyFilterNode(
             context=world.context,
-            parameter_overrides=[Parameter(name, value=value) for name, value in settings.items()],
+            parameter_overrides=parameters_of(settings),
         ).autostart()

@@ -8,7 +8,10 @@ from setuptools import setup
 PACKAGE = "safe_o2o_ros"
 NODES = (
     "robot_node",
+    "real_robot_node",
     "safety_filter_node",
+    "mock_driver_node",
+    "twin_camera_node",
     "camera_node",
     "policy_node",
     "recorder_node",

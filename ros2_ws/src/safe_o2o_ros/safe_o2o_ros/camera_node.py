@@ -1,134 +1,116 @@
-"""The twin's camera in a process of its own: no picture ever holds up the control loop.
+"""A real camera in a process of its own: no picture ever holds up the control loop.
 
-It has its own copy of the scene and follows the published joint states. `image` has one picture for
-every instant at which the robot asks for a decision (each task status), stamped like the joint
-state it shows. `image_stream` is for human eyes: pictures at a steady rate, rendered only while
-somebody looks.
+`image` has one picture for every instant at which the robot asks for a decision (each task status),
+stamped like it, so that policy and recorder know what belongs together; the picture is the newest
+one, and one that is too old is not sent. `image_stream` is what the camera sees at a steady rate,
+for human eyes and for whoever watches the camera.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import String
+from sensor_msgs.msg import Image
 
-from safe_o2o.errors import ConfigError
+from safe_o2o import catalog
+from safe_o2o.config import require_given, require_positive
 from safe_o2o_ros import qos
-from safe_o2o_ros.conversions import (
-    Scene,
-    TaskStatus,
-    image_to_msg,
-    joints_from_msg,
-    record_from_msg,
-    record_from_text,
-    stamp_from_msg,
-    stamp_key,
-)
-from safe_o2o_ros.matching import StampMatcher
-from safe_o2o_ros.node import OK, WARN, GuardedNode, Health, run_node
+from safe_o2o_ros.conversions import TaskStatus, image_to_msg, record_from_msg
+from safe_o2o_ros.node import ERROR, OK, WARN, GuardedNode, Health, run_node
 from safe_o2o_ros.parameters import setting
-from safe_o2o_sim.pybullet_twin import PybulletTwin
-from safe_o2o_sim.scene import SceneLayout
-from safe_o2o_sim.twin_camera import TwinCamera
 
 
 @dataclass(frozen=True)
 class CameraNodeConfig:
     """Parameters of the camera node."""
 
+    camera: str = setting("opencv", "catalogue name of the camera")
+    source: str = setting("0", "device number, file or URL")
     size: int = setting(64, "height and width of the pictures, pixels")
-    stream_rate: float = setting(10.0, "pictures a second of robot time on image_stream, Hz")
+    stream_rate: float = setting(10.0, "pictures a second on image_stream, Hz")
+    oldest: float = setting(0.1, "oldest picture that shows an instant, s")
 
     def __post_init__(self) -> None:
-        if not self.stream_rate > 0:
-            raise ConfigError(f"must be positive, got {self.stream_rate}", where="stream_rate")
+        require_given(self, "camera", "source")
+        require_positive(self, "size", "stream_rate", "oldest")
 
 
 class CameraNode(GuardedNode):
-    """Subscribes to scene, joint states and task status; publishes `image` and `image_stream`."""
+    """Subscribes to task status; publishes `image` and `image_stream`."""
 
-    def __init__(self) -> None:
-        super().__init__("camera_node", CameraNodeConfig)
-        self.camera: TwinCamera | None = None
-        self.pictures = 0
-        self.late_scenes = 0
+    def __init__(self, **options: Any) -> None:
+        super().__init__("camera_node", CameraNodeConfig, **options)
+        self.camera: Any = None
+        self.pictures = self.too_old = 0
+        self._broken = ""
 
     def on_start(self) -> None:
-        """Build the scene's copy; subscribe."""
-        self.camera = TwinCamera(self.config.size)
+        """Open the camera; subscribe."""
+        config: CameraNodeConfig = self.config
+        source = int(config.source) if config.source.isdecimal() else config.source
+        self.camera = catalog.load("camera", config.camera)(source, config.size)
         self.camera.connect()
-        self.camera.read()  # the first picture loads the meshes
-        self._episode = -1
-        self._streamed = -1.0
-        self._early: tuple[JointState, TaskStatus] | None = None
-        self._matcher = StampMatcher(("joints", "status"), anchor="status")
         self._publisher = self.create_publisher(Image, "image", qos.STREAM)
-        self._stream = self.create_publisher(Image, "image_stream", qos.COMMAND)
-        for kind, topic, callback, profile in (
-            (String, "scene", self._on_scene, qos.LATCHED),
-            (JointState, "joint_states", self._on_joints, qos.STREAM),
-            (DiagnosticArray, "task_status", self._on_status, qos.STREAM),
-        ):
-            self.create_subscription(kind, topic, self.guarded(callback), profile)
+        self._stream = self.create_publisher(Image, "image_stream", qos.STREAM)
+        self.create_subscription(
+            DiagnosticArray, "task_status", self.guarded(self._on_status), qos.STREAM
+        )
+        period = 1.0 / config.stream_rate
+        self.create_timer(period, self.guarded(self._show), clock=self.steady)
 
     def on_free(self) -> None:
-        """Release the scene."""
+        """Release the device."""
         if self.camera is not None:
             self.camera.close()
             self.camera = None
 
     def health(self) -> Health:
-        """Pictures so far, and how often a question came before its scene."""
-        values = {"pictures": self.pictures, "late scenes": self.late_scenes}
-        if self.camera is None or self._episode < 0:
-            return WARN, "no scene yet", values
+        """Pictures so far, and why there are none."""
+        values = {"pictures": self.pictures, "too old": self.too_old}
+        if self.camera is None:
+            return WARN, "no camera", values
+        if self._broken:
+            return ERROR, self._broken, values
         return OK, f"{self.pictures} pictures", values
 
-    def _on_scene(self, msg: String) -> None:
-        scene = record_from_text(Scene, msg)
-        assert self.camera is not None
-        self.camera.set_scene(SceneLayout.from_json(scene.layout), scene.began)
-        self._episode = scene.episode
-        early, self._early = self._early, None
-        if early is not None:
-            self._show(*early)
-
-    def _on_joints(self, msg: JointState) -> None:
-        self._on_part("joints", stamp_key(msg.header.stamp), msg)
-        stamp = stamp_from_msg(msg.header.stamp)
-        due = stamp < self._streamed or stamp - self._streamed >= 1.0 / self.config.stream_rate
-        if due and self._stream.get_subscription_count() > 0:
-            self._streamed = stamp
-            self._stream.publish(self._render(msg))
+    def _read(self) -> tuple[Any, float] | None:
+        """The newest picture and when it was taken on the monotonic clock, s; None without one."""
+        try:
+            with self.latency.time("camera_read"):
+                found: tuple[Any, float] = self.camera.read()
+        except Exception as error:  # a camera that is frozen or gone: who needs it will stop
+            self._broken = " ".join(str(error).split())
+            return None
+        self._broken = ""
+        return found
 
     def _on_status(self, msg: DiagnosticArray) -> None:
+        """The picture of one instant; none is better than one of another."""
         status = record_from_msg(TaskStatus, msg)
-        self._on_part("status", stamp_key(msg.header.stamp), status)
-
-    def _on_part(self, name: str, key: int, value: JointState | TaskStatus) -> None:
-        parts = self._matcher.add(name, key, value)
-        if parts is not None:
-            self._show(parts["joints"], parts["status"])
-
-    def _show(self, joints: JointState, status: TaskStatus) -> None:
-        """Publish the picture of one instant; a picture of the wrong scene must never go out."""
-        if status.episode > self._episode:  # topics overtake each other: the scene is on its way
-            self._early, self.late_scenes = (joints, status), self.late_scenes + 1
-        elif status.episode == self._episode:
-            self._publisher.publish(self._render(joints))
+        found = self._read()
+        if found is None:
+            return
+        image, taken = found
+        age = status.read_at - taken
+        if age <= self.config.oldest:
+            self.latency.add("picture_age", max(0.0, age))
+            self._publisher.publish(image_to_msg(image, status.stamp))
             self.pictures += 1
+        else:
+            self.too_old += 1
 
-    def _render(self, joints: JointState) -> Image:
-        assert self.camera is not None
-        with self.latency.time("camera_render"):
-            q, _ = joints_from_msg(joints, PybulletTwin.joint_names)
-            self.camera.follow(q, stamp_from_msg(joints.header.stamp))
-            image, stamp = self.camera.read()
-            return image_to_msg(image, stamp)
+    def _show(self) -> None:
+        if self.camera is None or not self._stream.get_subscription_count():
+            return
+        found = self._read()
+        if found is not None and time.monotonic() - found[1] <= 1.0 / self.config.stream_rate:
+            now = self.get_clock().now().nanoseconds * 1e-9
+            self._stream.publish(image_to_msg(found[0], now))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

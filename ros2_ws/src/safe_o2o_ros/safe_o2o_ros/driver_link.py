@@ -20,7 +20,7 @@ from safe_o2o_ros.arm_node import ArmNode, ArmNodeConfig
 from safe_o2o_ros.controlled_arm import ControlledArm
 from safe_o2o_ros.conversions import stamp_from_msg
 from safe_o2o_ros.node import ERROR, OK, WARN, Health
-from safe_o2o_ros.outputs import OUTPUTS, Wiring, make_output
+from safe_o2o_ros.outputs import OUTPUTS, Wiring, output_class
 from safe_o2o_ros.parameters import setting
 
 LOOK = 0.2
@@ -102,7 +102,7 @@ class DriverLink:
             acceleration_scale=config.acceleration_scale,
             tracking_error=config.tracking_error,
         )
-        output = make_output(config.output, self._wiring(arm, period))
+        output = output_class(config.output)(self._wiring(arm, period))
         topic = config.output_topic or output.topic
         self._setpoints = node.create_publisher(output.message, topic, qos.COMMAND)
         self.arm = ControlledArm(

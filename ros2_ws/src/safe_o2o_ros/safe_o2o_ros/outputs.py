@@ -231,14 +231,12 @@ OUTPUTS: dict[str, type[Output]] = dict(
 )
 
 
-def make_output(name: str, wiring: Wiring) -> Output:
-    """The output of a name.
+def output_class(name: str) -> Any:
+    """The output of a name, to be made with a `Wiring`.
 
     Raises:
         UnknownNameError: there is none.
     """
     if name not in OUTPUTS:
         raise UnknownNameError("output", name, OUTPUTS)
-    made: Any = OUTPUTS[name]
-    output: Output = made(wiring)
-    return output
+    return OUTPUTS[name]
