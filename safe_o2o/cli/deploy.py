@@ -1,4 +1,4 @@
-"""`safe-o2o deploy`: run a bundle on the twin through the safety filter, over ROS 2 where it is."""
+"""`safe-o2o deploy`: run a bundle through the safety filter, on the twin or on a real arm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safe_o2o.training.evaluate import summarize
 
 @dataclass(frozen=True)
 class Arguments:
-    """Run a policy on the twin until the run has so many recorded episodes.
+    """Run a policy until the run has so many recorded episodes.
 
     Attributes:
         run: the run's folder; episodes go to RUN/online, latencies to RUN/deploy/latency.json.
@@ -31,6 +31,10 @@ class Arguments:
         ros: `yes` insists on the ROS graph, `no` on one process, `auto` takes what is there.
         bags: `yes` keeps what passed on the topics beside each episode, in RUN/bags (ROS graph).
         gate: the bundle's reachability gate: `on`; `shadow`, it decides and does nothing; or `off`.
+        graph: `twin`, or `real`: an arm behind its own ROS 2 driver. Nothing moves there before a
+            person calls `/safe_o2o/robot_node/arm`.
+        mock: `yes` with `--graph real`: a mock driver and a mock camera.
+        params_file: parameters of the nodes; copy launch/params/real.yaml and measure your cell.
     """
 
     run: Path
@@ -43,6 +47,9 @@ class Arguments:
     ros: str = "auto"
     bags: Literal["yes", "no"] = "no"
     gate: GateMode = "on"
+    graph: Literal["twin", "real"] = "twin"
+    mock: Literal["yes", "no"] = "no"
+    params_file: Path | None = None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -60,6 +67,9 @@ def main(argv: Sequence[str]) -> None:
             ros=ros_choice(arguments.ros),
             bags=arguments.bags == "yes",
             gate=arguments.gate,
+            graph=arguments.graph,
+            use_mock_hardware=arguments.mock == "yes",
+            params_file=arguments.params_file,
             progress=progress,
         )
     print(describe(report))

@@ -1,4 +1,4 @@
-"""Deploy a policy bundle on the twin: as ROS processes where ROS is there, else in this process.
+"""Deploy a policy bundle: on the twin as ROS processes or in this process, on a real arm over ROS.
 
 Both ways leave the same files: committed episodes in `<run>/online`, `<run>/deploy/latency.json`,
 and one line an episode in `<run>/deploy/episodes.jsonl`. Running it again goes on where it stopped.
@@ -6,13 +6,15 @@ and one line an episode in `<run>/deploy/episodes.jsonl`. Running it again goes 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safe_o2o import catalog
 from safe_o2o.config import require_positive
@@ -23,7 +25,9 @@ from safe_o2o.errors import ConfigError, MissingDependencyError, UnknownNameErro
 from safe_o2o.files import write_atomic
 from safe_o2o.runtime.latency import read_summaries
 from safe_o2o.runtime.process_group import (
+    RANGE,
     DeploymentError,
+    NodeSpec,
     ProcessGroup,
     free_domain,
     read_graph,
@@ -33,7 +37,9 @@ from safe_o2o.safety.reachability_gate import GateMode
 
 Progress = Callable[[int, int], None]
 STALL_TIMEOUT = 120.0
-"""No new episode and no round for so long: something hangs, s."""
+"""No new episode of a twin and no round for so long: something hangs, s."""
+REAL_NAMESPACE = "/safe_o2o"
+"""Of a real arm's graph: the driver's own topics have none."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,10 @@ class DeployConfig:
         gate: what a bundle's reachability gate does; see `GateMode`.
         fine_tuner: `"module:Class"` of the learner.
         learner_config: settings file for it.
+        graph: `twin`, or `real`: an arm behind its own driver, whose operator begins and labels
+            episodes. There task, variant, speed and seed are the parameter file's.
+        use_mock_hardware: with `real`: no arm and no camera.
+        params_file: parameters of the nodes; by default those that the graph comes with.
         parameters: further ROS parameters by node name; these win.
     """
 
@@ -107,6 +117,9 @@ class DeployConfig:
     gate: GateMode = "on"
     fine_tuner: str = FINE_TUNER
     learner_config: Path | None = None
+    graph: Literal["twin", "real"] = "twin"
+    use_mock_hardware: bool = False
+    params_file: Path | None = None
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,6 +129,8 @@ class DeployConfig:
         require_positive(self, "episodes_per_round", "speed")
         if self.task.replace("-", "_") not in catalog.tasks:
             raise UnknownNameError("task", self.task, catalog.tasks)
+        if self.use_mock_hardware and self.graph != "real":
+            raise ConfigError("is for a real arm's graph", where="use_mock_hardware")
 
     @property
     def total(self) -> int:
@@ -188,6 +203,8 @@ def deploy(
     missing = ros_missing()
     if ros and missing:
         raise MissingDependencyError(missing, where="--ros")
+    if config.graph == "real" and (missing or ros is False):
+        raise MissingDependencyError(missing or "a real arm is reached over ROS 2", where="graph")
     if config.bags and (missing or ros is False):
         raise ConfigError(
             "there are no topics in one process", where="bags", todo="deploy over ROS 2"
@@ -246,12 +263,8 @@ def graph_parameters(
     """Parameters of every node: the file's, then this deployment's, then the caller's."""
     done = count_episodes(run_dir)
     ours: dict[str, dict[str, Any]] = {
-        "robot_node": {
-            "task": config.task,
-            "variant": config.variant,
-            "first_seed": next_seed(run_dir, config.seed),
-            "speed": float(config.speed),
-        },
+        "robot_node": _twin_parameters(run_dir, config) if config.graph == "twin" else {},
+        "camera_node": {"camera": "mock"} if config.use_mock_hardware else {},
         "policy_node": {
             "run_dir": str(run_dir),
             "bundles": str(config.bundles),
@@ -279,6 +292,34 @@ def graph_parameters(
     }
 
 
+def _twin_parameters(run_dir: Path, config: DeployConfig) -> dict[str, Any]:
+    return {
+        "task": config.task,
+        "variant": config.variant,
+        "first_seed": next_seed(run_dir, config.seed),
+        "speed": float(config.speed),
+    }
+
+
+@contextlib.contextmanager
+def _processes(
+    run_dir: Path,
+    config: DeployConfig,
+    nodes: tuple[NodeSpec, ...],
+    parameters: Mapping[str, Mapping[str, Any]],
+) -> Iterator[ProcessGroup]:
+    """The graph's processes: a twin's among themselves, a real arm's where its driver is."""
+    folder = run_dir / "deploy"
+    if config.graph == "twin":
+        with free_domain() as domain, ProcessGroup(nodes, parameters, folder, domain) as group:
+            yield group
+        return
+    domain = int(os.environ.get("ROS_DOMAIN_ID") or 0)
+    reach = {RANGE: os.environ.get(RANGE, "SUBNET")}
+    with ProcessGroup(nodes, parameters, folder, domain, reach, REAL_NAMESPACE) as group:
+        yield group
+
+
 def _run_graph(run_dir: Path, config: DeployConfig, progress: Progress | None) -> dict[str, _Fate]:
     """Run the ROS graph until the node that drives it is done.
 
@@ -288,7 +329,7 @@ def _run_graph(run_dir: Path, config: DeployConfig, progress: Progress | None) -
     Returns:
         What became of the nodes that are not required, by name.
     """
-    graph, defaults = read_graph("twin")
+    graph, defaults = read_graph(config.graph, config.params_file)
     nodes = tuple(node for node in graph.nodes if not node.when or getattr(config, node.when))
     parameters = graph_parameters(run_dir, config, defaults)
     watch = _Watch(run_dir, config, progress)
@@ -296,10 +337,7 @@ def _run_graph(run_dir: Path, config: DeployConfig, progress: Progress | None) -
     by_name = {node.name: node for node in nodes}
     fates = {node.name: _Fate() for node in nodes if not (node.required or node.drives)}
     learner = fates.get("learner_node", _Fate())
-    with (
-        free_domain() as domain,
-        ProcessGroup(nodes, parameters, run_dir / "deploy", domain) as group,
-    ):
+    with _processes(run_dir, config, nodes, parameters) as group:
         while True:
             ended = group.wait(0.2)
             watch.look()
@@ -343,7 +381,7 @@ class _Watch:
                 self.progress(min(seen[0], self.config.total), self.config.total)
             self.seen, self.changed = seen, now
         patience = STALL_TIMEOUT + (self.config.wait_for_learner if self.config.learner else 0.0)
-        if now - self.changed > patience:
+        if self.config.graph == "twin" and now - self.changed > patience:
             raise DeploymentError(
                 f"no new episode for {patience:.0f} s",
                 todo=f"see {self.run_dir / 'deploy' / 'logs'}",

@@ -26,6 +26,7 @@ from safe_o2o.config import from_json, read
 from safe_o2o.errors import ConfigError, MissingDependencyError, SafeO2OError
 
 DOMAINS = range(1, 102)  # ports below 32768, clear of the ephemeral ones
+RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
 PARENT_VARIABLE = "SAFE_O2O_PARENT_PID"
 """A node whose parent is no longer this process ends itself: killing us leaves nobody behind."""
 
@@ -86,8 +87,14 @@ def launch_folder() -> Path:
     )
 
 
-def read_graph(name: str) -> tuple[Graph, dict[str, dict[str, Any]]]:
+def read_graph(
+    name: str, params_file: Path | None = None
+) -> tuple[Graph, dict[str, dict[str, Any]]]:
     """A graph by name, and the parameters of its nodes.
+
+    Args:
+        name: of its file in `launch/graphs`.
+        params_file: the parameters; by default those that the graph comes with.
 
     Raises:
         ConfigError: a file is missing or malformed.
@@ -95,11 +102,12 @@ def read_graph(name: str) -> tuple[Graph, dict[str, dict[str, Any]]]:
     folder = launch_folder()
     path = folder / "graphs" / f"{name}.yaml"
     graph = from_json(Graph, read(path), where=path)
-    params_path = folder / "params" / graph.params_file
+    params_path = params_file or folder / "params" / graph.params_file
     params = read(params_path)
     out: dict[str, dict[str, Any]] = {}
     for node in graph.nodes:
         block = params.get(f"/**/{node.name}", {})
+        block = {} if block is None else block
         if not isinstance(block, Mapping) or set(block) - {"ros__parameters"}:
             raise ConfigError("holds something else than ros__parameters", where=params_path)
         out[node.name] = dict(block.get("ros__parameters", {}))
@@ -145,6 +153,7 @@ class ProcessGroup:
         folder: for parameter files, logs and ROS's own logs; made when missing.
         domain: ROS domain id.
         environment: additional environment variables.
+        namespace: of all nodes and relative topics.
     """
 
     def __init__(
@@ -154,9 +163,11 @@ class ProcessGroup:
         folder: Path,
         domain: int,
         environment: Mapping[str, str] | None = None,
+        namespace: str = "/",
     ) -> None:
         self.nodes, self.parameters, self.folder, self.domain = nodes, parameters, folder, domain
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.namespace = namespace
         self._environment = dict(environment or {})
         self._descriptors: dict[int, str] = {}
 
@@ -180,7 +191,8 @@ class ProcessGroup:
         block = {"/**": {"ros__parameters": dict(self.parameters.get(node.name, {}))}}
         params.write_text(yaml.safe_dump(block, sort_keys=True))
         command = [sys.executable, "-m", f"{node.package}.{node.executable}"]
-        command += ["--ros-args", "-r", f"__node:={node.name}", "--params-file", str(params)]
+        command += ["--ros-args", "-r", f"__node:={node.name}", "-r", f"__ns:={self.namespace}"]
+        command += ["--params-file", str(params)]
         with open(self.log_path(node.name), "ab") as log:
             process = subprocess.Popen(
                 command,
@@ -265,7 +277,7 @@ class ProcessGroup:
             **os.environ,
             **({} if node.nice else one_core),
             "PYTHONUNBUFFERED": "1",
-            "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+            RANGE: "LOCALHOST",
             "ROS_DOMAIN_ID": str(self.domain),
             "ROS_LOG_DIR": str(self.folder / "logs" / "ros"),
             PARENT_VARIABLE: str(os.getpid()),

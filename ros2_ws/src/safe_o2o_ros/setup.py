@@ -37,7 +37,7 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
-        (f"share/{PACKAGE}/launch", launch_files("*.launch.py")),
+        (f"share/{PACKAGE}/launch", launch_files("*.py")),
         (f"share/{PACKAGE}/launch/graphs", launch_files("graphs", "*.yaml")),
         (f"share/{PACKAGE}/launch/dds", launch_files("dds", "*.xml")),
         (f"share/{PACKAGE}/launch/params", launch_files("params", "*.yaml")),

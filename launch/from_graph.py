@@ -1,0 +1,147 @@
+"""What the launch files of this folder share: a graph's description becomes launch actions.
+
+Imports nothing of safe_o2o. Ctrl-C ends every node cleanly; under systemd use KillSignal=SIGINT,
+because SIGTERM leaves the nodes of any `ros2 launch` behind.
+"""
+
+from pathlib import Path
+
+import yaml
+from launch.actions import (
+    DeclareLaunchArgument,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+    Shutdown,
+)
+from launch.conditions import IfCondition
+from launch.substitutions import (
+    EnvironmentVariable,
+    LaunchConfiguration,
+    PathJoinSubstitution,
+    PythonExpression,
+)
+from launch_ros.actions import LifecycleNode
+from launch_ros.parameter_descriptions import ParameterValue
+
+from launch import LaunchDescription
+
+FOLDER = Path(__file__).resolve().parent
+
+ARGUMENTS = {
+    "bundles": ("", "folder of versioned policy bundles, or one bundle (absolute path)"),
+    "run_dir": ("runs/ros", "where episodes, latency and logs of this run go"),
+    "episodes": ("0", "episodes to run; 0 goes on until stopped"),
+    "learner": ("false", "fine-tune online between rounds of episodes"),
+    "bags": ("false", "beside each episode keep what passed on the topics, in RUN_DIR/bags"),
+    "episodes_per_round": ("10", "with a learner: episodes before each fine-tuning"),
+    "rounds": ("4", "with a learner: rounds of fine-tuning"),
+    "wait_for_learner": ("300.0", "with a learner: longest wait after a round, s"),
+    "gate": ("on", "the bundle's reachability gate: on, shadow (decides only) or off"),
+    "autostart": ("true", "configure and activate the nodes at once"),
+    "log_level": ("info", "log level of the nodes"),
+}
+"""What every graph takes: default and description."""
+
+DDS = {"FASTRTPS_DEFAULT_PROFILES_FILE": str(FOLDER / "dds" / "quick_discovery.xml")}
+HERE_ONLY = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+
+
+def value(name, kind=str):
+    """A launch argument as a parameter of one type."""
+    return ParameterValue(LaunchConfiguration(name), value_type=kind)
+
+
+def common_overrides():
+    """What the common arguments set on which node; named blocks, so they win over the file."""
+    run_dir = LaunchConfiguration("run_dir")
+    learner, size = LaunchConfiguration("learner"), LaunchConfiguration("episodes_per_round")
+    # Without a learner there is nobody to wait for between rounds.
+    rounds_matter = PythonExpression(["'", size, "' if '", learner, "'.lower() == 'true' else '0'"])
+    return {
+        "policy_node": {
+            "bundles": value("bundles"),
+            "run_dir": value("run_dir"),
+            "episodes": value("episodes", int),
+            "exit_when_done": True,
+            "episodes_per_round": ParameterValue(rounds_matter, value_type=int),
+            "wait_for_learner": value("wait_for_learner", float),
+            "gate": value("gate"),
+        },
+        "recorder_node": {"run_dir": value("run_dir")},
+        "bag_node": {"run_dir": value("run_dir")},
+        "learner_node": {
+            "run_dir": value("run_dir"),
+            "episodes_per_round": value("episodes_per_round", int),
+            "rounds": value("rounds", int),
+        },
+        "": {
+            "autostart": value("autostart", bool),
+            "latency_dir": PathJoinSubstitution([run_dir, "deploy", "latency"]),
+        },
+    }
+
+
+def end_of(node):
+    """Stop the graph when a node that it needs has died, or the one that drives it is done."""
+    reason = f"{node['name']} ended"
+
+    def stop(context):
+        # A plain on_exit=Shutdown() would make every Ctrl-C end with an error.
+        return [] if context.is_shutdown else [Shutdown(reason=reason)]
+
+    return [OpaqueFunction(function=stop)]
+
+
+def describe(name, arguments, overrides, environment, namespace=""):
+    """The launch description of a graph.
+
+    Args:
+        name: of its file in `graphs`, without the ending.
+        arguments: those that only it takes: default and description by name.
+        overrides: what they set on which node.
+        environment: variables to set unless the user has.
+        namespace: default namespace of all nodes and topics.
+    """
+    graph = yaml.safe_load((FOLDER / "graphs" / f"{name}.yaml").read_text())
+    params = str(FOLDER / "params" / graph["params_file"])
+    every = {
+        **ARGUMENTS,
+        "namespace": (namespace, "namespace of all nodes and topics"),
+        "params_file": (params, "parameters of the nodes"),
+        **arguments,
+    }
+    settings = common_overrides()
+    for node, block in overrides.items():
+        settings[node] = {**settings.get(node, {}), **block}
+    actions = [
+        DeclareLaunchArgument(argument, default_value=default, description=text)
+        for argument, (default, text) in every.items()
+    ]
+    actions += [
+        SetEnvironmentVariable(variable, EnvironmentVariable(variable, default_value=default))
+        for variable, default in environment.items()
+    ]
+    actions += [
+        _node(node, {**settings[""], **settings.get(node["name"], {})}) for node in graph["nodes"]
+    ]
+    return LaunchDescription(actions)
+
+
+def _node(node, extra):
+    ends = node.get("required") or node.get("drives")
+    when = IfCondition(LaunchConfiguration(node["when"])) if "when" in node else None
+    return LifecycleNode(
+        package=node["package"],
+        executable=node["executable"],
+        name=node["name"],
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[LaunchConfiguration("params_file"), extra],
+        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+        additional_env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        prefix=f"nice -n {node['nice']}" if node.get("nice") else "",
+        output="screen",
+        on_exit=end_of(node) if ends else None,
+        respawn=bool(node.get("restarts")),
+        respawn_max_retries=node.get("restarts", 0),
+        condition=when,
+    )
