@@ -168,6 +168,17 @@ def test_between_two_episodes_the_last_proposal_is_nothing_anybody_waits_for() -
     assert rig.mode is Mode.ARMED and rig.written[-1][0] > rig.written[19][0]
 
 
+def test_a_short_fault_between_two_episodes_does_not_bring_the_last_proposal_back() -> None:
+    rig = Rig().armed()
+    rig.drive(20)
+    rig.watch.idle()
+    rig.silent(20)
+    rig.watch.supervisor.after_tick(["clock_jump"], rig.now, standing=True)
+    assert rig.mode is Mode.DEGRADED
+    rig.silent(200)  # the owner of the loop still hands in the old one
+    assert rig.mode is Mode.ARMED and not rig.watch.expects
+
+
 def test_an_arm_that_was_placed_is_ready_whatever_it_was_doing() -> None:
     rig = Rig().armed()
     rig.drive(20)

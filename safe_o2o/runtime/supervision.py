@@ -218,7 +218,7 @@ class Supervision:
         codes = [*self._faults, *decision_codes(decision)]
         supervisor.after_tick(codes, now, standing=decision.stop_ticks == 0, detail=self.detail)
         if supervisor.drop_proposal():
-            self._dropped = self._newest
+            self._dropped = self._newest or self._dropped
         return supervisor.may_write
 
     # ------------------------------------------------------------------ what is wrong

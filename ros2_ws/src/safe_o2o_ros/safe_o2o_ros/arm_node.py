@@ -33,9 +33,10 @@ from safe_o2o_ros.parameters import setting
 from safe_o2o_ros.progress import ProposalProgress
 from safe_o2o_ros.supervising import Supervising
 
-BEHIND = 5
-"""Ticks that the loop may be behind before it gives up catching up: a burst of ticks after a stall
-of the machine would age every proposal by the whole stall."""
+BEHIND, BEHIND_REAL = 5.0, 0.5
+"""Ticks that the loop of a simulated arm, and of a real one, may be behind before it gives up
+catching up: a burst of ticks after a stall of the machine would age every proposal by the whole
+stall, and would move a real arm faster than it was certified to."""
 REST_SPEED = 0.25
 """Robot time per wall time of a simulated arm at rest: nobody waits for it, and whoever learns
 meanwhile needs the processor. Four control periods stay within what counts as a fresh reading."""
@@ -127,6 +128,7 @@ class ArmNode(GuardedNode):
         self.progress = ProposalProgress(robot.period, retry=retry)
         self.overruns = self.skipped = 0
         self._robot_time = self._wall_time = 0.0
+        self._behind = BEHIND if isinstance(robot, Simulated) else BEHIND_REAL
         self._tick_wall = robot.period / speed
         rest = min(speed, REST_SPEED if isinstance(robot, Simulated) else 1.0)
         self._tick_at_rest = robot.period / rest
@@ -249,7 +251,7 @@ class ArmNode(GuardedNode):
             self._wall_time += now - self._last_tick
         self._last_tick = now
         self.overruns += late > 0.5 * self._tick_wall
-        if late > BEHIND * self._tick_wall:
+        if late > self._behind * self._tick_wall:
             self.skipped += int(late / self._tick_wall)
             self._next = now
         self._next += self._tick_at_rest if self.progress.resting else self._tick_wall

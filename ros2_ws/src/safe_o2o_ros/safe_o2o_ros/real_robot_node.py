@@ -189,6 +189,7 @@ class RealRobotNode(EpisodeNode):
             if self._stuck > LOST:
                 self.note_error(f"no way home, {far:.2f} rad are left: bring the arm there")
             self._homing = False
+            self.progress.reset()
             self.watch.idle()
             return
         share = min(1.0, config.home_speed * config.period / far)
