@@ -107,7 +107,7 @@ THEIRS: dict[str, tuple[str, ...]] = {
     "trajectory_msgs": ("safe_o2o_ros",),
     "diagnostic_msgs": ("safe_o2o_ros",),
     "tyro": ("safe_o2o.cli",),
-    "rich": ("safe_o2o.cli",),
+    "rich": ("safe_o2o.cli", "safe_o2o_ros.watch"),
 }
 # Inside an allowed place, yet without it: the arithmetic of an evaluation must run anywhere.
 WITHOUT: dict[str, tuple[str, ...]] = {

@@ -7,7 +7,6 @@ and one line an episode in `<run>/deploy/episodes.jsonl`. Running it again goes 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import time
@@ -31,6 +30,7 @@ from safe_o2o.runtime.process_group import (
     ProcessGroup,
     free_domain,
     read_graph,
+    ros_missing,
 )
 from safe_o2o.runtime.rounds import FINE_TUNER, RoundResult, count_episodes, read_rounds
 from safe_o2o.safety.reachability_gate import GateMode
@@ -136,17 +136,6 @@ class DeployConfig:
     def total(self) -> int:
         """Committed episodes wanted in the run."""
         return self.rounds * self.episodes_per_round if self.learner else self.episodes
-
-
-def ros_missing() -> str:
-    """Why the ROS graph cannot run here, one clause; `""` when it can."""
-    for module, package in (
-        ("rclpy", "safe_o2o[ros]"),
-        ("safe_o2o_ros", "./ros2_ws/src/safe_o2o_ros"),
-    ):
-        if importlib.util.find_spec(module) is None:
-            return f"{module} is not installed here (pip install '{package}')"
-    return ""
 
 
 def deploy(

@@ -7,7 +7,10 @@ Reads the same graph description and parameter file as the launch file. Imports 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
+import importlib.util
+import json
 import os
 import select
 import signal
@@ -29,6 +32,25 @@ DOMAINS = range(1, 102)  # ports below 32768, clear of the ephemeral ones
 RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
 PARENT_VARIABLE = "SAFE_O2O_PARENT_PID"
 """A node whose parent is no longer this process ends itself: killing us leaves nobody behind."""
+
+
+GRAPH_FILE = "deploy/graph.json"
+"""In a run: where its graph runs, for as long as it does."""
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where a graph runs.
+
+    Attributes:
+        domain: ROS domain id.
+        namespace: of its nodes and relative topics.
+        reach: discovery range.
+    """
+
+    domain: int
+    namespace: str
+    reach: str
 
 
 class DeploymentError(SafeO2OError):
@@ -68,6 +90,17 @@ class Graph:
 
     params_file: str
     nodes: tuple[NodeSpec, ...]
+
+
+def ros_missing() -> str:
+    """Why the ROS graph cannot run here, one clause; `""` when it can."""
+    for module, package in (
+        ("rclpy", "safe_o2o[ros]"),
+        ("safe_o2o_ros", "./ros2_ws/src/safe_o2o_ros"),
+    ):
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed here (pip install '{package}')"
+    return ""
 
 
 def launch_folder() -> Path:
@@ -112,6 +145,16 @@ def read_graph(
             raise ConfigError("holds something else than ros__parameters", where=params_path)
         out[node.name] = dict(block.get("ros__parameters", {}))
     return graph, out
+
+
+def where_it_runs(run_dir: Path) -> Whereabouts | None:
+    """Where a run's graph runs; None where none does.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    path = run_dir / GRAPH_FILE
+    return from_json(Whereabouts, read(path), where=path) if path.exists() else None
 
 
 @contextlib.contextmanager
@@ -174,6 +217,9 @@ class ProcessGroup:
     def __enter__(self) -> ProcessGroup:
         (self.folder / "params").mkdir(parents=True, exist_ok=True)
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        reach = self._environment.get(RANGE, "LOCALHOST")
+        here = Whereabouts(self.domain, self.namespace, reach)
+        self._graph_file.write_text(json.dumps(dataclasses.asdict(here)) + "\n")
         try:
             for node in self.nodes:
                 self.start(node)
@@ -184,6 +230,10 @@ class ProcessGroup:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+    @property
+    def _graph_file(self) -> Path:
+        return self.folder / Path(GRAPH_FILE).name
 
     def start(self, node: NodeSpec) -> subprocess.Popen[bytes]:
         """Start one node (again)."""
@@ -267,6 +317,7 @@ class ProcessGroup:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
+        self._graph_file.unlink(missing_ok=True)
 
     def _node_environment(self, node: NodeSpec) -> dict[str, str]:
         discovery = launch_folder() / "dds" / "quick_discovery.xml"

@@ -1,0 +1,92 @@
+"""A graph at a glance: what the picture says, and of a graph that runs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+for needed, how in (
+    ("rclpy", "pip install 'safe_o2o[ros]'"),
+    ("safe_o2o_ros", "pip install ./ros2_ws/src/safe_o2o_ros"),
+):
+    pytest.importorskip(needed, reason=f"{needed} is not installed ({how})")
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from safe_o2o.cli.main import main  # noqa: E402
+from safe_o2o.runtime.process_group import where_it_runs  # noqa: E402
+from safe_o2o_ros.conversions import FilterStatus  # noqa: E402
+from safe_o2o_ros.node import ERROR, OK, WARN  # noqa: E402
+from safe_o2o_ros.watch import SILENT, Board  # noqa: E402
+from tests.standin_policy import standin_bundles  # noqa: E402
+from tests.test_ros_graph import nothing_leaks, once, run  # noqa: E402, F401
+
+pytestmark = pytest.mark.ros
+ARM = {
+    "mode": "STOPPED",
+    "last cause": "lost_command nobody",
+    "speed": "1.00 of 1.00",
+    "passed/corrected/stopped": "10/2/1",
+    "held": "4",
+    "errors": "0",
+    "filter p50/p99 ms": "0.400/1.200",
+}
+
+
+def said(
+    name: str, level: bytes = OK, hardware: str = "safe_o2o", **values: str
+) -> DiagnosticArray:
+    status = DiagnosticStatus(name=f"{name}: active", level=level, message="well", values=[])
+    status.hardware_id = hardware
+    status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
+    return DiagnosticArray(status=[status])
+
+
+def picture(board: Board, now: float) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(board.render(now))
+    return console.file.getvalue()
+
+
+def test_the_picture_says_mode_cause_margin_health_and_latency() -> None:
+    board = Board()
+    assert board.level(0.0) == ERROR and "nobody" in picture(board, 0.0)
+    board.hear(said("robot_node", ERROR, **ARM), 0.0)
+    board.hear(said("camera_node", WARN, errors="3"), 0.0)
+    board.hear(said("somebody_elses", hardware="other"), 0.0)
+    board.status = FilterStatus(
+        stamp=0.0, mode="STOPPED", cause="lost_command", ready=True, proposal_stamp=0.0, verdict=2,
+        reason="workspace", margin=0.5, passed=10, corrected=2, stopped=1, held=4,
+    )  # fmt: skip
+    text = picture(board, 1.0)
+    for word in ("STOPPED", "lost_command", "10/2/1", "workspace", "█████·····", "0.400", "1.200"):
+        assert word in text, (word, text)
+    assert "somebody_elses" not in text and "silent" not in text
+    assert board.level(1.0) == ERROR
+
+
+def test_a_node_that_fell_silent_is_an_error() -> None:
+    board = Board()
+    board.hear(said("robot_node", **{**ARM, "mode": "ARMED"}), 0.0)
+    board.hear(said("camera_node"), 10.0)
+    assert board.level(0.5) == OK and board.level(10.0) == ERROR
+    assert f"silent {10:.0f} s" in picture(board, 10.0) and SILENT < 10.0
+
+
+def test_a_run_is_watched_where_it_runs(tmp_path: Path, capfd) -> None:
+    codes: list[int] = []
+    report = run(
+        tmp_path,
+        standin_bundles(),
+        episodes=6,
+        progress=once(1, lambda: codes.append(main(["watch", str(tmp_path), "--once"]))),
+    )
+    text = capfd.readouterr().out
+    assert len(report.episodes) == 6 and codes[0] in (0, 1), text
+    for word in ("ARMED", "policy_node", "camera_node", "inference", "reward"):
+        assert word in text, (word, text)
+    assert where_it_runs(tmp_path) is None
+    assert main(["watch", str(tmp_path)]) == 2
