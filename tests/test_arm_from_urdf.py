@@ -16,6 +16,7 @@ from safe_o2o.safety.filter import FilterConfig, SafetyFilter
 from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.obstacle import Obstacle
 from safe_o2o.safety.shipped import shipped_text
+from safe_o2o.safety.urdf import with_moving_joints
 from safe_o2o.types import Array, Proposal, RobotState, Verdict
 
 BOX: Any = ((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))
@@ -192,3 +193,21 @@ def test_an_arm_of_which_nothing_but_its_joints_is_known_is_not_watched_for_obst
             Geometry.from_urdf(text)
         with pytest.raises(ConfigError, match="URDF"):
             RobotLimits.from_urdf(text, **MORE)
+
+
+def test_of_a_whole_machine_the_arm_alone_moves() -> None:
+    finger = (
+        '<link name="finger"/><joint name="grip" type="prismatic"><parent link="lower"/>'
+        '<child link="finger"/><axis xyz="1 0 0"/><limit lower="0" upper="0.04" velocity="1" effort="9"/>'
+        '<mimic joint="two"/></joint></robot>'
+    )
+    machine = TWO_LINKS.replace("</robot>", finger)
+    with pytest.raises(ConfigError, match="grip"):
+        RobotLimits.from_urdf(machine, **MORE)
+    text = with_moving_joints(machine, ("two", "one"))
+    limits = RobotLimits.from_urdf(text, **MORE)
+    assert limits.joint_names == ("one", "two")  # the chain's order, not that of the list
+    arm = Arm(limits, Geometry.from_urdf(text), text)
+    SafetyFilter.for_robot(arm, workspace=BOX, obstacles=())
+    with pytest.raises(ConfigError, match="three"):
+        with_moving_joints(machine, ("one", "three"))

@@ -7,6 +7,8 @@ nor torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pinocchio
 from pink import Configuration, solve_ik
@@ -73,11 +75,12 @@ class CartesianDelta:
 
     Args:
         action: the action's spec; names must be dx, dy, dz in m.
-        robot: arm with a shipped model and a posture here.
+        robot: name of a shipped arm, or the text of a URDF.
         workspace: lowest and highest corner of the tool's box, m.
         frame: the tool frame; empty for the arm's own.
         yaw: rotation of the tool about the vertical, rad.
         iterations: most steps of differential IK a decision.
+        posture: where the arm rests `[n]`, rad; empty for that of a shipped arm that has one.
 
     Raises:
         ConfigError: the spec is of another action, the box is empty, or the arm has no posture.
@@ -92,14 +95,18 @@ class CartesianDelta:
         frame: str = "",
         yaw: float = 0.0,
         iterations: int = 4,
+        posture: Sequence[float] = (),
     ) -> None:
         if action.names != ("dx", "dy", "dz") or action.unit != "m":
             raise ConfigError(
                 f"must be dx, dy, dz in m, got {', '.join(action.names)} in {action.unit}",
                 where="action spec",
             )
-        if robot not in POSTURES:
-            raise ConfigError(f"no posture for the arm {robot!r}", todo=f"known: {list(POSTURES)}")
+        if not len(posture) and robot not in POSTURES:
+            raise ConfigError(
+                f"no posture for the arm {robot[:20]!r}",
+                todo=f"give one (`home`), or take one of {list(POSTURES)}",
+            )
         low, high = (np.asarray(corner, np.float64) for corner in workspace)
         if not (low.shape == high.shape == (3,) and (low < high).all()):
             raise ConfigError(f"needs low < high on three axes, got {workspace}", where="workspace")
@@ -113,14 +120,18 @@ class CartesianDelta:
         self._q_low, self._q_high = model.lowerPositionLimit + 1e-6, model.upperPositionLimit - 1e-6
         cosine, sine = np.cos(yaw), np.sin(yaw)
         self._rotation = np.array([[cosine, sine, 0.0], [sine, -cosine, 0.0], [0.0, 0.0, -1.0]])
-        posture = np.asarray(POSTURES[robot], np.float64)
+        rest = np.asarray(posture if len(posture) else POSTURES[robot], np.float64)
+        if rest.shape != (len(self.joint_names),):
+            raise ConfigError(
+                f"needs {len(self.joint_names)} joint positions, got {rest.size}", where="home"
+            )
         self._tool = FrameTask(frame, position_cost=1.0, orientation_cost=0.5)
         # Settles the elbow and nothing else: its bias on the tool stays below a micrometre.
         self._posture = PostureTask(cost=1e-3, gain=0.3)
-        self._posture.set_target(posture)
+        self._posture.set_target(rest)
         self._limits = [ConfigurationLimit(model, config_limit_gain=0.9)]
-        self._configuration = Configuration(model, self.kinematics.data, posture, copy_data=False)
-        self.posture: Array = self.solve(0.5 * (low + high), posture, 50)
+        self._configuration = Configuration(model, self.kinematics.data, rest, copy_data=False)
+        self.posture: Array = self.solve(0.5 * (low + high), rest, 50)
 
     def proposal(
         self, action: Array, state: RobotState, source: Source = Source.POLICY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -92,6 +93,31 @@ def _numbers(text: str | None, count: int) -> Array:
     if values.shape != (count,) or not np.isfinite(values).all():
         raise ValueError(f"{count} finite numbers wanted, got {text!r}")
     return values
+
+
+def with_moving_joints(text: str, moving: Sequence[str]) -> str:
+    """A URDF of which these joints move alone, in its own order; all others are fixed at zero.
+
+    A `robot_description` has the whole machine: grippers, wheels, a second arm.
+
+    Args:
+        text: the URDF.
+        moving: names of joints.
+
+    Raises:
+        ConfigError: the text is no URDF, or has no such joint.
+    """
+    root = _root(text)
+    joints = {str(joint.get("name")): joint for joint in root.findall("joint")}
+    for name in moving:
+        if name not in joints:
+            raise ConfigError(f"has no joint {name!r}", where="URDF", todo=f"known: {list(joints)}")
+    for name, joint in joints.items():
+        if name not in moving:
+            joint.set("type", "fixed")
+            for mimic in joint.findall("mimic"):
+                joint.remove(mimic)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def refuse_unlimited_joints(text: str) -> None:

@@ -406,7 +406,9 @@ class TaskDescription:
         max_steps: policy steps after which an episode is cut off.
         joint_names: names of the arm's joints, in its own order.
         spec: `Spec.to_json()`.
-        arm: name of the arm, whose tool the actions move.
+        arm: name of the arm whose tool the actions move, or the text of its URDF.
+        tool_frame: the tool; empty for a shipped arm's own.
+        posture: where the arm rests, rad; empty for a shipped arm's own.
         workspace: lowest and highest corner of the box of the tool's targets, m.
     """
 
@@ -416,6 +418,8 @@ class TaskDescription:
     joint_names: tuple[str, ...]
     spec: dict[str, Any]
     arm: str
+    tool_frame: str
+    posture: tuple[float, ...]
     workspace: tuple[tuple[float, float, float], tuple[float, float, float]]
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from rclpy.node import Node
+from rclpy.wait_for_message import wait_for_message
 from sensor_msgs.msg import JointState
+from std_msgs.msg import String
 
 from safe_o2o.config import require_given, require_positive
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.arm import Arm
+from safe_o2o.safety.body import Geometry
 from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.safety.guards import FilterConfig
 from safe_o2o.safety.kinematics import Kinematics
+from safe_o2o.safety.limits import RobotLimits
 from safe_o2o.safety.stall import StallConfig
 from safe_o2o.safety.supervisor import Mode
+from safe_o2o.safety.urdf import with_moving_joints
 from safe_o2o_ros import qos
 from safe_o2o_ros.arm_node import ArmNode, ArmNodeConfig
 from safe_o2o_ros.controlled_arm import ControlledArm
@@ -34,6 +40,16 @@ class DriverConfig(ArmNodeConfig):
     """Parameters of a node in front of somebody else's driver."""
 
     rate: float = setting(100.0, "control rate: set-points a second, Hz")
+    description: str = setting(
+        "shipped", "limits and kinematics: shipped, by `arm`; or topic, of `robot_description`"
+    )
+    description_topic: str = setting("/robot_description", "where the machine's URDF is latched")
+    description_wait: float = setting(10.0, "longest wait for it, s")
+    joints: tuple[str, ...] = setting(
+        (), "with a description from a topic: the arm's joints; all others stay where they are"
+    )
+    tool_frame: str = setting("", "likewise: the frame of the tool's point")
+    elbow_frame: str = setting("", "likewise: a frame in the middle of the arm")
     driver_states: str = setting("joint_states", "where the driver tells its joint states")
     output: str = setting("stopping_trajectory", f"the controller's language: {', '.join(OUTPUTS)}")
     output_topic: str = setting("", "where the controller listens; empty for its usual name")
@@ -59,7 +75,11 @@ class DriverConfig(ArmNodeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_given(self, "workspace_low", "workspace_high")
-        require_positive(self, "rate", "tool_speed")
+        require_positive(self, "rate", "tool_speed", "description_wait")
+        if self.description not in ("shipped", "topic"):
+            raise ConfigError(f"is shipped or topic, got {self.description!r}", where="description")
+        if self.description == "topic":
+            require_given(self, "joints", "tool_frame", "elbow_frame", "acceleration", "jerk")
         for name in ("workspace_low", "workspace_high"):
             if len(getattr(self, name)) != 3:
                 raise ConfigError(f"needs x, y, z, got {getattr(self, name)}", where=name)
@@ -68,6 +88,40 @@ class DriverConfig(ArmNodeConfig):
         """Limits that were measured, by name."""
         found = {"acceleration": self.acceleration, "jerk": self.jerk}
         return {name: values for name, values in found.items() if values}
+
+
+def arm_of(node: Node, config: DriverConfig) -> Arm:
+    """The arm that the settings name, or that the machine's own description describes.
+
+    Raises:
+        UnknownNameError: no such arm.
+        ConfigError: no description came, or it is not one of such an arm.
+    """
+    if config.description == "shipped":
+        return Arm.load(config.arm, config.measured())
+    found, msg = wait_for_message(
+        String,
+        node,
+        config.description_topic,
+        qos_profile=qos.LATCHED,
+        time_to_wait=config.description_wait,
+    )
+    if not found:
+        raise ConfigError(
+            f"nothing came within {config.description_wait:g} s",
+            where=config.description_topic,
+            todo="start robot_state_publisher, or take a shipped description",
+        )
+    text = with_moving_joints(msg.data, config.joints)
+    limits = RobotLimits.from_urdf(
+        text,
+        acceleration=config.acceleration,
+        jerk=config.jerk,
+        tool_frame=config.tool_frame,
+        elbow_frame=config.elbow_frame,
+    )
+    watched = config.obstacles or config.self_collision
+    return Arm(limits, Geometry.from_urdf(text) if watched else None, text)
 
 
 class DriverLink:
@@ -88,7 +142,7 @@ class DriverLink:
         self.failed = False
         self._shadowed = True
         config, period = self.config, 1.0 / self.config.rate
-        arm = Arm.load(config.arm, config.measured())
+        arm = self.described = arm_of(node, config)
         self.filter = filter = SafetyFilter.for_robot(
             arm,
             workspace=box,

@@ -24,7 +24,6 @@ from trajectory_msgs.msg import JointTrajectory
 from safe_o2o.config import require_given
 from safe_o2o.errors import ConfigError
 from safe_o2o.runtime.actors import gate_decision, with_executed
-from safe_o2o.runtime.cartesian import CartesianDelta
 from safe_o2o.runtime.live_policy import LivePolicy
 from safe_o2o.runtime.rounds import count_episodes
 from safe_o2o.safety.reachability_gate import GateMode
@@ -47,6 +46,7 @@ from safe_o2o_ros.conversions import (
     stamp_from_msg,
     stamp_key,
 )
+from safe_o2o_ros.described_task import cartesian_of
 from safe_o2o_ros.matching import StampMatcher
 from safe_o2o_ros.node import OK, WARN, GuardedNode, Health, run_node
 from safe_o2o_ros.parameters import setting
@@ -150,7 +150,7 @@ class PolicyNode(GuardedNode):
         spec = Spec.from_json(task.spec)
         self.live.require(spec)
         self.spec, self.task = spec, task
-        self.cartesian = CartesianDelta(spec.action, task.arm, workspace=task.workspace)
+        self.cartesian = cartesian_of(task, spec)
 
     def _on_measured(self, msg: JointState) -> None:
         self._newest_stamp = max(self._newest_stamp, stamp_from_msg(msg.header.stamp))

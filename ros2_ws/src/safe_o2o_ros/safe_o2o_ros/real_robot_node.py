@@ -16,11 +16,11 @@ import numpy as np
 from std_srvs.srv import Trigger
 
 from safe_o2o.config import require_positive
-from safe_o2o.errors import ConfigError
-from safe_o2o.runtime.cartesian import CartesianDelta, certified_box, sees_and_steps
+from safe_o2o.runtime.cartesian import certified_box, sees_and_steps
 from safe_o2o.safety.supervisor import Mode
 from safe_o2o.types import Array, Proposal, RobotState, Source
 from safe_o2o_ros.conversions import TaskDescription
+from safe_o2o_ros.described_task import cartesian_of
 from safe_o2o_ros.driver_link import DriverConfig, DriverLink
 from safe_o2o_ros.episode_node import EpisodeNode, Labels
 from safe_o2o_ros.node import OK, Health, run_node
@@ -75,28 +75,24 @@ class RealRobotNode(EpisodeNode):
         low = (config.workspace_low[0], config.workspace_low[1], config.workspace_low[2])
         high = (config.workspace_high[0], config.workspace_high[1], config.workspace_high[2])
         spec = sees_and_steps(config.image_size, config.max_delta, config.period)
-        cartesian = CartesianDelta(spec.action, config.arm, workspace=(low, high))
-        self._home = np.asarray(config.home or cartesian.posture, np.float64)
-        if self._home.shape != (len(cartesian.joint_names),):
-            raise ConfigError(
-                f"needs {len(cartesian.joint_names)} joint positions, got {self._home.size}",
-                where="home",
-            )
         self.driver = DriverLink(self, certified_box((low, high)), retry=config.period)
+        arm = self.driver.described
+        task = TaskDescription(
+            task=config.task,
+            variant=config.variant,
+            max_steps=config.max_steps,
+            joint_names=self.robot.joint_names,
+            spec=spec.to_json(),
+            arm=arm.description,
+            tool_frame=arm.limits.tool_frame,
+            posture=config.home,
+            workspace=(low, high),
+        )
+        self._home = np.asarray(config.home or cartesian_of(task, spec).posture, np.float64)
         for name, label in LABELS.items():
             self.create_service(Trigger, f"~/{name}", self.guarded(self._labeller(label)))
         self.create_service(Trigger, "~/begin", self.guarded(self._on_begin))
-        self.make_topics(
-            TaskDescription(
-                task=config.task,
-                variant=config.variant,
-                max_steps=config.max_steps,
-                joint_names=self.robot.joint_names,
-                spec=spec.to_json(),
-                arm=config.arm,
-                workspace=(low, high),
-            )
-        )
+        self.make_topics(task)
 
     def on_run(self) -> None:
         """The loop runs from the first joint state on."""

@@ -17,7 +17,6 @@ from std_srvs.srv import Trigger
 
 from safe_o2o.config import require_given
 from safe_o2o.data.recorder import Dataset, EpisodeRecorder
-from safe_o2o.runtime.cartesian import CartesianDelta
 from safe_o2o.spaces import Spec
 from safe_o2o_ros import qos
 from safe_o2o_ros.assembly import Committed, EpisodeAssembler, Snapshot
@@ -33,6 +32,7 @@ from safe_o2o_ros.conversions import (
     robot_state,
     stamp_key,
 )
+from safe_o2o_ros.described_task import cartesian_of
 from safe_o2o_ros.matching import StampMatcher
 from safe_o2o_ros.node import OK, WARN, GuardedNode, Health, run_node
 from safe_o2o_ros.parameters import setting
@@ -104,7 +104,7 @@ class RecorderNode(GuardedNode):
         task = record_from_text(TaskDescription, msg)
         spec = Spec.from_json(task.spec)
         dataset = Dataset.create(self.run_dir / "online", spec, task=task.task, exist_ok=True)
-        self.cartesian = CartesianDelta(spec.action, task.arm, workspace=task.workspace)
+        self.cartesian = cartesian_of(task, spec)
         self.recorder = EpisodeRecorder(dataset)
         self.assembler = EpisodeAssembler(self.recorder, self.cartesian.executed_action, task.task)
         self.task = task

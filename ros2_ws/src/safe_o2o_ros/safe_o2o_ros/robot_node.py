@@ -85,6 +85,8 @@ class RobotNode(EpisodeNode):
                 joint_names=robot.joint_names,
                 spec=self.task.spec.to_json(),
                 arm=config.arm,
+                tool_frame="",
+                posture=(),
                 workspace=workspace,
             )
         )
