@@ -198,8 +198,8 @@ def test_an_arm_of_which_nothing_but_its_joints_is_known_is_not_watched_for_obst
 def test_of_a_whole_machine_the_arm_alone_moves() -> None:
     finger = (
         '<link name="finger"/><joint name="grip" type="prismatic"><parent link="lower"/>'
-        '<child link="finger"/><axis xyz="1 0 0"/><limit lower="0" upper="0.04" velocity="1" effort="9"/>'
-        '<mimic joint="two"/></joint></robot>'
+        '<child link="finger"/><axis xyz="1 0 0"/>'
+        '<limit lower="0" upper="0.04" velocity="1" effort="9"/><mimic joint="two"/></joint></robot>'
     )
     machine = TWO_LINKS.replace("</robot>", finger)
     with pytest.raises(ConfigError, match="grip"):

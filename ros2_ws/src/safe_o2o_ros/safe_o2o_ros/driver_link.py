@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rclpy.node import Node
@@ -213,16 +214,21 @@ class DriverLink:
         if not self.node.watch.supervisor.may_write:
             self.arm.let_go()
 
-    def health(self) -> Health:
-        """Whether anybody is there."""
-        values = {"output": self.config.output}
+    def why_not(self) -> str:
+        """Why the loop does not run; `""` where it does."""
         if not self.arm.heard:
-            return WARN, f"no joint state has come yet on {self.config.driver_states}", values
-        if self.failed:
-            return ERROR, f"the control loop has stopped: {self.node.last_error}", values
-        if not self._setpoints.get_subscription_count():
-            return WARN, f"nobody listens on {self._setpoints.topic_name}", values
-        return OK, "", values
+            return f"no joint state has come yet on {self.config.driver_states}"
+        return f"the control loop has stopped: {self.node.last_error}" if self.failed else ""
+
+    def health(self, of_arm: Callable[[], Health]) -> Health:
+        """What the node says of its arm, unless there is worse to say of its driver."""
+        output = {"output": self.config.output}
+        if why := self.why_not():
+            return (ERROR if self.failed else WARN), why, output
+        level, text, values = of_arm()
+        if level == OK and not self._setpoints.get_subscription_count():
+            level, text = WARN, f"nobody listens on {self._setpoints.topic_name}"
+        return level, text, {**values, **output}
 
     def _on_joint_states(self, msg: JointState) -> None:
         heard = self.arm.heard

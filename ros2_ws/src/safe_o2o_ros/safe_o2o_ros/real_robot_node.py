@@ -23,7 +23,7 @@ from safe_o2o_ros.conversions import TaskDescription
 from safe_o2o_ros.described_task import cartesian_of
 from safe_o2o_ros.driver_link import DriverConfig, DriverLink
 from safe_o2o_ros.episode_node import EpisodeNode, Labels
-from safe_o2o_ros.node import OK, Health, run_node
+from safe_o2o_ros.node import Health, run_node
 from safe_o2o_ros.parameters import setting
 
 AT_HOME = 2e-3
@@ -102,16 +102,10 @@ class RealRobotNode(EpisodeNode):
         super().on_run()
 
     def health(self) -> Health:
-        """The driver's, then the arm's."""
+        """The episode's, unless there is worse to say of the driver."""
         if self.robot is None:
             return super().health()
-        level, text, about = self.driver.health()
-        if not self.driver.ticking:
-            return level, text, about
-        found, said, values = super().health()
-        return (found, said, {**values, **about}) if found != OK or not text else (
-            level, text, {**values, **about},
-        )  # fmt: skip
+        return self.driver.health(super().health)
 
     # The control loop.
 
@@ -148,7 +142,7 @@ class RealRobotNode(EpisodeNode):
         self.in_episode = False
         mode, cause = self.watch.mode, self.watch.supervisor.cause
         if not self.ticking:
-            return self.driver.health()[1]
+            return self.driver.why_not() or "the node is not active"
         if mode is Mode.STOPPED:
             return f"STOPPED by {cause.code if cause else '?'}: call ~/reset and ~/arm"
         if mode is Mode.DISARMED:

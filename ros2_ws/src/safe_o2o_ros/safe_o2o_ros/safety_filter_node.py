@@ -19,7 +19,7 @@ from safe_o2o_ros import qos
 from safe_o2o_ros.arm_node import ArmNode
 from safe_o2o_ros.conversions import FilterStatus, joint_state_to_msg, record_to_msg
 from safe_o2o_ros.driver_link import DriverConfig, DriverLink
-from safe_o2o_ros.node import OK, Health, run_node
+from safe_o2o_ros.node import Health, run_node
 
 RETRY = 0.2
 """Time between two offers of an observation while the arm holds, s."""
@@ -59,15 +59,11 @@ class SafetyFilterNode(ArmNode):
             self._publish(ready)
 
     def health(self) -> Health:
-        """The driver's, then the arm's."""
+        """The arm's mode, unless there is worse to say."""
         if self.robot is None:
             return super().health()
-        level, text, about = self.driver.health()
-        if not self.driver.ticking:
-            return level, text, about
-        found, said, values = super().health()
-        worse = (found, said) if found != OK else (level, text)
-        return worse[0], worse[1] or self.watch.mode.name, {**values, **about}
+        level, text, values = self.driver.health(super().health)
+        return level, text or self.watch.mode.name, values
 
     def _publish(self, ready: bool) -> None:
         state, progress, supervisor = self.robot.read(), self.progress, self.watch.supervisor
