@@ -199,7 +199,8 @@ def test_of_a_whole_machine_the_arm_alone_moves() -> None:
     finger = (
         '<link name="finger"/><joint name="grip" type="prismatic"><parent link="lower"/>'
         '<child link="finger"/><axis xyz="1 0 0"/>'
-        '<limit lower="0" upper="0.04" velocity="1" effort="9"/><mimic joint="two"/></joint></robot>'
+        '<limit lower="0" upper="0.04" velocity="1" effort="9"/><mimic joint="two"/></joint>'
+        "</robot>"
     )
     machine = TWO_LINKS.replace("</robot>", finger)
     with pytest.raises(ConfigError, match="grip"):
