@@ -90,7 +90,7 @@ def test_nothing_moves_before_a_person_arms_and_after_a_stop_until_reset_and_arm
     bench.drive(0.3)
     assert bench.mode is Mode.DISARMED
     np.testing.assert_array_equal(bench.node.robot.read().q_command, start)
-    assert bench.call("arm").message == "ARMED"
+    bench.until(lambda: bench.call("arm").success)
     bench.drive(0.5)
     assert bench.node.robot.read().q_command[0] > start[0] + 2e-3
     assert bench.call("stop").success and bench.mode is Mode.STOPPED
@@ -104,7 +104,7 @@ def test_nothing_moves_before_a_person_arms_and_after_a_stop_until_reset_and_arm
     level, text, values = bench.node.health()
     assert level == ERROR and "operator" in text and values["mode"] == "STOPPED"
     assert bench.call("reset").message == "DISARMED"
-    assert bench.call("arm").success
+    bench.until(lambda: bench.call("arm").success)
     bench.drive(0.3)
     assert (bench.node.robot.read().q_command != stood).any()
 
