@@ -287,8 +287,11 @@ def test_limits_and_kinematics_come_from_the_machines_own_description(world) -> 
     bench = Bench(world, "position", **described)
     np.testing.assert_allclose(bench.node.filter.limits.velocity, 0.5 * limits.velocity)
     bench.arm()
-    bench.go(START + 0.05, 1.0)
-    assert np.abs(bench.controller.q - START).max() > 0.02
+    for _ in range(10):
+        bench.go(START + 0.05, 0.6)
+        if np.abs(bench.controller.q - START).max() > 0.02:
+            return
+    raise AssertionError(bench.node.health())
 
 
 @pytest.mark.parametrize(
