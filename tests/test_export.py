@@ -278,6 +278,49 @@ def test_a_choice_that_hangs_on_rounding_is_no_difference(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["v000001"]
 
 
+class Growing(SmallModule):
+    """Whose state grows where the pose says so, and any difference with it, until it is wrapped."""
+
+    def __init__(self, edge: float, offset: float = 0.0) -> None:
+        super().__init__()
+        self.edge = torch.nn.Parameter(torch.tensor([[edge]]))
+        self.offset = torch.nn.Parameter(torch.tensor([[offset]]))
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        action, state, count, *rest = super().forward(*inputs)
+        gain = torch.where(inputs[1][:, :1] > self.edge, 6.0, 0.5)
+        memory = torch.sin(gain * (count - 1.0) + inputs[1][:, :1] + self.offset)
+        return 0.5 * action + 0.2 * memory, state, memory, *rest
+
+
+def test_rounding_that_a_policy_amplifies_is_told_from_a_difference(tmp_path: Path) -> None:
+    steps = observations(204)
+    edge = float(np.sort([obs["tcp_pose"][0] for obs in steps])[-3])  # two steps grow
+
+    class Off(Graphs):
+        def trace(self, module: torch.nn.Module, where: Path) -> bytes:
+            other = copy.deepcopy(module)
+            other.offset.data += self.by
+            return super().trace(other, where)
+
+    def export(version: str, edge: float, by: float) -> Any:
+        policy, graphs = SmallPolicy(), Off()
+        policy.module, graphs.by = Growing(edge), by
+        return small_bundle(tmp_path / version, policy, graphs=graphs, parity_steps=steps)
+
+    # A graph whose state is off by less than the tolerance, and a state that makes more of it.
+    report = export("v000001", edge, 1.5e-5)
+    parity = json.loads((tmp_path / "v000001" / "manifest.json").read_text())["parity"]
+    assert 0 < parity["drifted"] == report.drifted <= 4 and report.parity <= 1e-5
+    for other, by, text in (
+        (-9.0, 1.5e-5, "drift apart on"),  # it always grows
+        (edge, 1e-3, "network and graph differ by"),  # it is off itself
+    ):
+        with pytest.raises(BundleError, match=text):
+            export("v000002", other, by)
+    assert [path.name for path in tmp_path.iterdir()] == ["v000001"]
+
+
 @pytest.mark.parametrize(
     ("break_it", "text"),
     [

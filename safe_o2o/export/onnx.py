@@ -67,6 +67,7 @@ class BundleReport:
         parity_sampled: the same over the pass with fresh noise.
         steps: recorded steps compared in each pass.
         undecided: steps left out, of both passes: a choice hung on less than rounding there.
+        drifted: steps compared from the network's own state, because rounding had added up.
         differences: largest difference of every output over both passes.
         graph_bytes: size of the graph.
     """
@@ -78,6 +79,7 @@ class BundleReport:
     parity_sampled: float
     steps: int
     undecided: int
+    drifted: int
     differences: Mapping[str, float]
     graph_bytes: int
 
@@ -171,6 +173,7 @@ def export_bundle(
         parity_sampled=sampled.worst[ACTION],
         steps=min(fixed.steps, sampled.steps),
         undecided=fixed.undecided + sampled.undecided,
+        drifted=fixed.drifted + sampled.drifted,
         differences={name: max(fixed.worst[name], sampled.worst[name]) for name in fixed.worst},
         graph_bytes=len(graph),
     )
@@ -180,6 +183,7 @@ def export_bundle(
         "sampled": report.parity_sampled,
         "steps": report.steps,
         "undecided": report.undecided,
+        "drifted": report.drifted,
         "tolerance": TOLERANCE,
         "outputs": dict(report.differences),
     }
