@@ -77,6 +77,17 @@ def test_each_window_has_colours_of_its_own() -> None:
     assert losses.random_colours(image, 0.0) is image
 
 
+def test_a_colour_that_means_something_stays() -> None:
+    red = torch.tensor([0.8, 0.1, 0.1]) - 0.5
+    green = torch.tensor([0.1, 0.6, 0.2]) - 0.5
+    image = torch.stack([red, green], 1).reshape(1, 1, 3, 1, 2).expand(64, 2, 3, 1, 2)
+    found = losses.random_colours(image, 0.5, torch.Generator().manual_seed(0), ("red",))
+    torch.testing.assert_close(found[..., 0], image[..., 0])
+    assert ((found - image)[..., 1].abs().amax((1, 2, 3)) > 1e-3).float().mean() > 0.4
+    with pytest.raises(ConfigError, match="orange"):
+        FospConfig(recolour_keep=("orange",))
+
+
 def double(*x: float) -> Tensor:
     return torch.tensor(x, dtype=torch.float64)
 

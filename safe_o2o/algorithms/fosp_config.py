@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from safe_o2o.algorithms.budgets import BudgetConfig
+from safe_o2o.algorithms.losses import PURE_COLOURS
 from safe_o2o.algorithms.world_model import WorldModelConfig
 from safe_o2o.errors import ConfigError
 
@@ -154,6 +155,8 @@ class FospConfig:
     recolour: float = 0.0
     """probability with which a colour of a window becomes another one: what the data show in one
     colour is learned in others; paper: none"""
+    recolour_keep: tuple[str, ...] = ()
+    """of red, green, blue, cyan, magenta, yellow, those that stay: they mean something"""
     batch_size: int = 16
     sequence_length: int = 64
     model_lr: float = 1e-4
@@ -180,6 +183,10 @@ class FospConfig:
         for name in ("discount_reward", "discount_cost", "discount_reach", "lambda_", "recolour"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"must be in [0, 1], got {getattr(self, name)}", where=name)
+        if unknown := [name for name in self.recolour_keep if name not in PURE_COLOURS]:
+            raise ConfigError(
+                f"has {unknown[0]!r}, knows {', '.join(PURE_COLOURS)}", where="recolour_keep"
+            )
         for name in ("expectile_reward", "expectile_cost", "expectile_reach"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ConfigError(f"must be in (0, 1), got {getattr(self, name)}", where=name)

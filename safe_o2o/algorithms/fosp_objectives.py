@@ -147,7 +147,8 @@ class Objectives:
                 obs[name] = losses.random_shift(obs[name], self.config.shift, self.generator)
         image = stack_images(observation, obs)
         if observation.image_names:
-            image = losses.random_colours(image, self.config.recolour, self.generator)
+            share, keep = self.config.recolour, self.config.recolour_keep
+            image = losses.random_colours(image, share, self.generator, keep)
         mask, terminated = batch.mask.float(), batch.terminated
         if self.config.timeout_terminates:
             terminated = terminated | batch.truncated

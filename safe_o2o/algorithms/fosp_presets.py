@@ -212,6 +212,11 @@ def recoloured(config: FospConfig) -> FospConfig:
     return replace(config, recolour=0.5)
 
 
+def recoloured_but_red(config: FospConfig) -> FospConfig:
+    """The same where red means something: in SafeReach it is the goal's."""
+    return replace(recoloured(config), recolour_keep=("red",))
+
+
 def released(config: FospConfig) -> FospConfig:
     """What the released code computes, by reading and running it (fosp.md 8.1 and 8.2).
 
@@ -237,6 +242,7 @@ VARIANTS: dict[str, Callable[[FospConfig], FospConfig]] = {
     "without_lagrangian": without_lagrangian,
     "without_model": without_model,
     "recoloured": recoloured,
+    "recoloured_but_red": recoloured_but_red,
     "released": released,
 }
 PRESETS: dict[str, FospConfig] = SIZES | {

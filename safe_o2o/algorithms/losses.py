@@ -7,6 +7,7 @@ holds o_t, the r_t and c_t that a_{t-1} caused, and a_t; the transition of criti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -255,7 +256,15 @@ def random_shift(image: Tensor, pixels: int, generator: torch.Generator | None =
     return shift(image, offset[..., 0])
 
 
-def random_colours(image: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
+PURE_COLOURS = ("red", "green", "blue", "cyan", "magenta", "yellow")
+
+
+def random_colours(
+    image: Tensor,
+    share: float,
+    generator: torch.Generator | None = None,
+    keep: Sequence[str] = (),
+) -> Tensor:
     """Give windows of images other colours: what is grey stays, what is green may become yellow.
 
     Each of red, green, blue and of cyan, magenta, yellow becomes, with this probability, a colour
@@ -267,12 +276,14 @@ def random_colours(image: Tensor, share: float, generator: torch.Generator | Non
         image: `[B, T, C, H, W]` float in [-0.5, 0.5], channels in groups of red, green and blue.
         share: probability of another colour, 0 to 1; 0 returns the input.
         generator: source of the colours.
+        keep: of `PURE_COLOURS`, those that stay: they mean something, the goal's say.
     """
     if share == 0.0:
         return image
     draws = Draws.batch(generator, image.shape[0])
     palette = _BRIGHTEST * draws.draw(torch.rand, (image.shape[0], 6, 3), image)
     kept = draws.draw(torch.rand, (image.shape[0], 6, 1), image) >= share
+    kept[:, [PURE_COLOURS.index(name) for name in keep]] = True
     return repaint(image, torch.where(kept, pure_colours(image), palette))
 
 
@@ -304,7 +315,7 @@ def repaint(image: Tensor, palette: Tensor) -> Tensor:
 
 
 def pure_colours(like: Tensor) -> Tensor:
-    """Red, green, blue, cyan, magenta, yellow `[6, 3]`: with these `repaint` changes nothing."""
+    """Those of `PURE_COLOURS` `[6, 3]`: with these `repaint` changes nothing."""
     primary = torch.eye(3, dtype=like.dtype, device=like.device)
     return torch.cat([primary, 1.0 - primary])
 
