@@ -1,19 +1,22 @@
 """What the launch files of this folder share: a graph's description becomes launch actions.
 
-Imports nothing of safe_o2o. Ctrl-C ends every node cleanly; under systemd use KillSignal=SIGINT,
-because SIGTERM leaves the nodes of any `ros2 launch` behind.
+Imports nothing of safe_o2o. Ctrl-C ends every node cleanly; so does the death of `ros2 launch` in
+any other way, which would leave other nodes behind.
 """
 
+import os
 from pathlib import Path
 
 import yaml
 from launch.actions import (
     DeclareLaunchArgument,
+    IncludeLaunchDescription,
     OpaqueFunction,
     SetEnvironmentVariable,
     Shutdown,
 )
 from launch.conditions import IfCondition
+from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import (
     EnvironmentVariable,
     LaunchConfiguration,
@@ -33,6 +36,10 @@ ARGUMENTS = {
     "episodes": ("0", "episodes to run; 0 goes on until stopped"),
     "learner": ("false", "fine-tune online between rounds of episodes"),
     "bags": ("false", "beside each episode keep what passed on the topics, in RUN_DIR/bags"),
+    "drive": ("policy", "who drives the episodes: policy, demonstrate (a person), replay"),
+    "folder": ("online", "folder of the run that episodes go to"),
+    "episode": ("", "with replay: the episode file (absolute path)"),
+    "takeover": ("false", "a person's device may take the arm from the policy"),
     "episodes_per_round": ("10", "with a learner: episodes before each fine-tuning"),
     "rounds": ("4", "with a learner: rounds of fine-tuning"),
     "wait_for_learner": ("300.0", "with a learner: longest wait after a round, s"),
@@ -57,17 +64,23 @@ def common_overrides():
     learner, size = LaunchConfiguration("learner"), LaunchConfiguration("episodes_per_round")
     # Without a learner there is nobody to wait for between rounds.
     rounds_matter = PythonExpression(["'", size, "' if '", learner, "'.lower() == 'true' else '0'"])
+    driving = {
+        "run_dir": value("run_dir"),
+        "episodes": value("episodes", int),
+        "exit_when_done": True,
+    }
     return {
+        "robot_node": {"takeover": value("takeover", bool)},
+        "demonstration_node": driving,
+        "replay_node": {**driving, "episode": value("episode")},
         "policy_node": {
+            **driving,
             "bundles": value("bundles"),
-            "run_dir": value("run_dir"),
-            "episodes": value("episodes", int),
-            "exit_when_done": True,
             "episodes_per_round": ParameterValue(rounds_matter, value_type=int),
             "wait_for_learner": value("wait_for_learner", float),
             "gate": value("gate"),
         },
-        "recorder_node": {"run_dir": value("run_dir")},
+        "recorder_node": {"run_dir": value("run_dir"), "folder": value("folder")},
         "bag_node": {"run_dir": value("run_dir")},
         "learner_node": {
             "run_dir": value("run_dir"),
@@ -90,6 +103,28 @@ def end_of(node):
         return [] if context.is_shutdown else [Shutdown(reason=reason)]
 
     return [OpaqueFunction(function=stop)]
+
+
+def another(arguments, defaults):
+    """A launch description that is the twin's or a real arm's with other defaults.
+
+    Args:
+        arguments: those of its own: default and description by name.
+        defaults: what it says to the other. All other arguments of that one can be given too.
+    """
+    every = {"hardware": ("twin", "where: twin or real"), **arguments}
+    file = [f"{FOLDER}/", LaunchConfiguration("hardware"), ".launch.py"]
+    return LaunchDescription(
+        [
+            *(
+                DeclareLaunchArgument(argument, default_value=default, description=text)
+                for argument, (default, text) in every.items()
+            ),
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(file), launch_arguments=defaults.items()
+            ),
+        ]
+    )
 
 
 def describe(name, arguments, overrides, environment, namespace=""):
@@ -129,7 +164,6 @@ def describe(name, arguments, overrides, environment, namespace=""):
 
 def _node(node, extra):
     ends = node.get("required") or node.get("drives")
-    when = IfCondition(LaunchConfiguration(node["when"])) if "when" in node else None
     return LifecycleNode(
         package=node["package"],
         executable=node["executable"],
@@ -137,11 +171,24 @@ def _node(node, extra):
         namespace=LaunchConfiguration("namespace"),
         parameters=[LaunchConfiguration("params_file"), extra],
         arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
-        additional_env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        additional_env={
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            # A launch that is killed, or that fails half way, would leave its nodes behind.
+            "SAFE_O2O_PARENT_PID": str(os.getpid()),
+        },
         prefix=f"nice -n {node['nice']}" if node.get("nice") else "",
         output="screen",
         on_exit=end_of(node) if ends else None,
         respawn=bool(node.get("restarts")),
         respawn_max_retries=node.get("restarts", 0),
-        condition=when,
+        condition=_condition(node.get("when", "")),
     )
+
+
+def _condition(when):
+    argument, _, wanted = when.partition("=")
+    if not argument:
+        return None
+    given = LaunchConfiguration(argument)
+    return IfCondition(PythonExpression(["'", given, f"' == '{wanted}'"]) if wanted else given)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import functools
 import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,27 @@ def require_given(settings: Any, *names: str) -> None:
     for name in names:
         if not getattr(settings, name):
             raise ConfigError("is needed", where=name)
+
+
+def require_one_of(settings: Any, name: str, known: Sequence[str]) -> None:
+    """Refuse a setting that is none of these.
+
+    Raises:
+        ConfigError: with the setting's name.
+    """
+    if (value := getattr(settings, name)) not in known:
+        raise ConfigError(f"must be one of {', '.join(known)}, got {value!r}", where=name)
+
+
+def require_xyz(settings: Any, *names: str) -> None:
+    """Refuse settings of which one has another length than three.
+
+    Raises:
+        ConfigError: with the setting's name.
+    """
+    for name in names:
+        if len(value := getattr(settings, name)) != 3:
+            raise ConfigError(f"needs x, y, z, got {value}", where=name)
 
 
 def to_json(config: Any) -> Any:
@@ -139,6 +161,12 @@ def dumps(config: Any) -> str:
     return json.dumps(to_json(config), indent=2, allow_nan=False) + "\n"
 
 
+@functools.cache
+def _type_hints(cls: type[Any]) -> dict[str, Any]:
+    """Of a dataclass; messages are read many times a second, and evaluating them takes longest."""
+    return typing.get_type_hints(cls)
+
+
 def _dataclass(cls: Any, data: Any, where: str, path: str, missing: Any) -> Any:
     if dataclasses.is_dataclass(data) and isinstance(data, cls):
         return data
@@ -148,7 +176,7 @@ def _dataclass(cls: Any, data: Any, where: str, path: str, missing: Any) -> Any:
     for key in data:
         if key not in fields:
             raise _unknown(str(key), fields, where, path)
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     values: dict[str, Any] = {}
     for name, item in fields.items():
         inner = f"{path}.{name}" if path else name

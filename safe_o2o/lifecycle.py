@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from enum import Enum
+from types import TracebackType
+from typing import TypeVar
 
 from safe_o2o.errors import RobotStateError
 
@@ -58,3 +60,48 @@ class Lifecycle:
     def require_connected(self, doing: str) -> None:
         """Refuse `doing` while UNCONFIGURED."""
         self.require(doing, LifecycleState.INACTIVE, LifecycleState.ACTIVE)
+
+
+Self = TypeVar("Self", bound="LifecycleRobot")
+
+
+class LifecycleRobot:
+    """What robots do alike: their states, and `with`, which connects and closes.
+
+    Args:
+        name: what refusals call the robot.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.lifecycle = Lifecycle(name)
+
+    def connect(self) -> None:
+        """UNCONFIGURED -> INACTIVE."""
+        self.lifecycle.require("connect", LifecycleState.UNCONFIGURED)
+        self.lifecycle.state = LifecycleState.INACTIVE
+
+    def activate(self) -> None:
+        """INACTIVE -> ACTIVE."""
+        self.lifecycle.require("activate", LifecycleState.INACTIVE)
+        self.lifecycle.state = LifecycleState.ACTIVE
+
+    def deactivate(self) -> None:
+        """ACTIVE -> INACTIVE; the arm holds."""
+        self.lifecycle.require("deactivate", LifecycleState.ACTIVE)
+        self.lifecycle.state = LifecycleState.INACTIVE
+
+    def close(self) -> None:
+        """Any state -> UNCONFIGURED; idempotent."""
+        self.lifecycle.state = LifecycleState.UNCONFIGURED
+
+    def __enter__(self: Self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

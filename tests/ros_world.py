@@ -26,11 +26,13 @@ class World:
             assert time.monotonic() < deadline, "timed out"
             self.executor.spin_once(timeout_sec=0.05)
 
-    def call(self, kind, name: str, request):
+    def call(self, kind, name: str, request, until: Callable | None = None):
+        """Call a service; `until(condition)` is how to wait where a node has a loop of its own."""
+        until = until or self.until
         client = self.client_node.create_client(kind, name)
-        self.until(client.service_is_ready)
+        until(client.service_is_ready)
         future = client.call_async(request)
-        self.until(future.done)
+        until(future.done)
         return future.result()
 
 

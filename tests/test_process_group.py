@@ -15,6 +15,7 @@ import yaml
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.runtime import process_group
+from safe_o2o.runtime.deployment import DeployConfig
 from safe_o2o.runtime.process_group import (
     DeploymentError,
     NodeSpec,
@@ -147,9 +148,18 @@ def test_two_runs_get_two_domains_and_a_dead_run_frees_its_own() -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_the_twin_graph_names_modules_that_exist_and_parameters_of_theirs() -> None:
-    graph, parameters = read_graph("twin")
-    assert [node.name for node in graph.nodes if node.drives] == ["policy_node"]
+@pytest.mark.parametrize("name", ("twin", "real"))
+def test_a_graph_names_modules_that_exist_and_parameters_of_theirs(name: str) -> None:
+    graph, parameters = read_graph(name)
+    for settings, driver in (
+        (DeployConfig(bundles=Path("b")), "policy_node"),
+        (DeployConfig(drive="demonstrate", takeover=True), "demonstration_node"),
+        (DeployConfig(drive="replay", episode=Path("e")), "replay_node"),
+    ):
+        wanted = [node for node in graph.nodes if node.wanted(settings)]
+        assert [node.name for node in wanted if node.drives] == [driver]
+        names = {node.name for node in wanted}
+        assert ("takeover_node" in names) == settings.takeover and "bag_node" not in names
     folder = Path(__file__).parents[1] / "ros2_ws" / "src"
     for node in graph.nodes:
         assert (folder / node.package / node.package / f"{node.executable}.py").is_file()

@@ -26,7 +26,16 @@ SPEC = Spec(
 
 
 def status(
-    stamp, reward=0.0, cost=0.0, verdict=0, reason="", margin=1.0, episode=0, seed=5, force=0.0
+    stamp,
+    reward=0.0,
+    cost=0.0,
+    verdict=0,
+    reason="",
+    margin=1.0,
+    episode=0,
+    seed=5,
+    force=0.0,
+    human=0,
 ):
     return TaskStatus(
         stamp=stamp,
@@ -45,6 +54,7 @@ def status(
         passed=0,
         corrected=0,
         stopped=0,
+        human=human,
         held=0,
         proposal_stamp=-1.0,
         read_at=0.0,
@@ -61,6 +71,8 @@ def output(stamp, step, event="decision", action=(0.5,), terminated=False, episo
         event=event,
         action=action if event == "decision" else (),
         outputs={},
+        behavior="policy v000001",
+        source=0,
         bundle="v000001",
         graph="ab12",
         gate="on",
@@ -158,6 +170,17 @@ def test_what_a_gate_did_is_recorded_with_who_acted_then(dataset) -> None:
     assert episode.gate.tolist() == [GateState.BRAKE, GateState.PASS]  # the second in shadow
     assert episode.array("source").tolist() == [Source.RECOVERY, Source.POLICY]
     assert episode.meta.provenance["graph"] == "ab12" and episode.meta.provenance["gate"] == "on"
+
+
+def test_a_step_that_a_person_moved_is_theirs_and_keeps_what_the_policy_wanted(dataset) -> None:
+    snapshots = [
+        dataclasses.replace(one, status=dataclasses.replace(one.status, human=ticks))
+        for one, ticks in zip(SNAPSHOTS, (0, 0, 0, 4), strict=True)
+    ]
+    (committed,) = feed(assembler(dataset), [*OUTPUTS, *snapshots])
+    first, second = dataset.open(committed.path.name).transitions()
+    assert (first.source, second.source) == (Source.POLICY, Source.HUMAN)
+    assert (second.action, second.proposed_action) == pytest.approx((1.0, 0.75))
 
 
 def test_an_episode_that_nobody_ended_is_dropped_and_the_next_one_is_whole(dataset) -> None:

@@ -144,6 +144,8 @@ def test_a_record_survives_and_a_foreign_one_is_refused() -> None:
         event="decision",
         action=(0.5, -1.0, 0.25),
         outputs={"risk": 0.125},
+        behavior="policy v000002",
+        source=0,
         bundle="v000002",
         graph="ab12",
         gate="shadow",

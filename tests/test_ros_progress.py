@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def test_offers_come_at_the_start_at_the_end_of_a_proposal_and_while_holding() -
     assert tracker.in_progress
     assert ticks(tracker, 60) == [20, 40, 60]
     assert tracker.finished_stamp == 0.4 and not tracker.in_progress
-    assert tracker.counts[Verdict.PASS] == 20 and tracker.held == 45 + 40
+    assert tracker.report.passed == 20 and tracker.report.held == 45 + 40
 
 
 def test_a_chunk_lasts_as_many_periods_as_it_has_rows() -> None:
@@ -53,7 +55,7 @@ def test_a_replaced_proposal_never_counts_as_used_up() -> None:
 def test_the_strictest_verdict_keeps_its_reason_and_holding_is_not_judged() -> None:
     tracker = progress.ProposalProgress(0.01, retry=0.2)
     tracker.after_tick(decision(Verdict.STOPPED, "age", 0.0))  # nobody asked for this motion
-    assert tracker.verdict is Verdict.PASS and tracker.margin == 1.0
+    assert tracker.report.verdict == Verdict.PASS and tracker.report.margin == 1.0
     tracker.accept(proposal(0.0))
     for verdict, reason, margin in (
         (Verdict.CORRECTED, "joint_limits", 0.3),
@@ -61,12 +63,45 @@ def test_the_strictest_verdict_keeps_its_reason_and_holding_is_not_judged() -> N
         (Verdict.CORRECTED, "tcp_speed", 0.2),
     ):
         tracker.after_tick(decision(verdict, reason, margin))
-    assert (tracker.verdict, tracker.reason) == (Verdict.STOPPED, "workspace")
-    assert tracker.margin == 0.2
+    told = tracker.report
+    assert (told.verdict, told.reason, told.margin) == (Verdict.STOPPED, "workspace", 0.2)
+    tracker.after_tick(decision(margin=math.nan))  # claims nothing, so there is none
+    assert tracker.report.margin == 0.0
     tracker.clear_worst()
-    assert (tracker.verdict, tracker.reason, tracker.margin) == (Verdict.PASS, "", 1.0)
+    told = tracker.report
+    assert (told.verdict, told.reason, told.margin) == (Verdict.PASS, "", 1.0)
+    assert (told.passed, told.corrected, told.stopped) == (1, 2, 1)
     tracker.reset()
-    assert tracker.held == 0 and sum(tracker.counts.values()) == 0
+    told = tracker.report
+    assert told.held == told.passed == told.corrected == told.stopped == 0
+
+
+def test_a_person_moves_the_arm_and_the_policys_time_passes() -> None:
+    tracker = progress.ProposalProgress(0.01, retry=0.2)
+    tracker.accept(proposal(0.0))
+    ticks(tracker, 5)
+    persons = proposal(0.05)
+    tracker.take_over(persons)
+    assert tracker.offered is persons and ticks(tracker, 15) == [15]
+    assert tracker.finished_stamp == 0.0 and tracker.report.human == 15
+    tracker.accept(proposal(0.2))
+    assert tracker.offered is persons and ticks(tracker, 4) == []
+    tracker.take_over(None)  # stand
+    assert tracker.offered is None and ticks(tracker, 16) == [16]
+    assert ticks(tracker, 40) == [20, 40]  # nobody proposes: offers as ever
+    tracker.accept(proposal(0.8))
+    tracker.take_over(persons)
+    ticks(tracker, 5)
+    tracker.give_back()
+    # What is left of the policy's proposal is not moved along; the next one is.
+    assert tracker.offered is None and ticks(tracker, 15) == [15]
+    tracker.accept(after := proposal(1.0))
+    assert tracker.offered is after
+    told = tracker.report
+    assert (told.passed, told.human, told.held) == (5 + 19 + 5, 15 + 20 + 40 + 5, 15)
+    tracker.take_over(persons)
+    tracker.reset()
+    assert tracker.taken_over and tracker.report.human == 0 and tracker.offered is None
 
 
 def test_a_long_hold_is_a_rest_and_ends_with_the_next_proposal() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
 for needed, how in (
@@ -18,6 +21,8 @@ for needed, how in (
     pytest.importorskip(needed, reason=f"{needed} is not installed ({how})")
 
 import rclpy  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from geometry_msgs.msg import Twist  # noqa: E402
 from rclpy.signals import SignalHandlerOptions  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
@@ -26,6 +31,7 @@ from safe_o2o.data.dataset import Dataset  # noqa: E402
 from safe_o2o.errors import ConfigError  # noqa: E402
 from safe_o2o.runtime.deployment import DeployReport, deploy  # noqa: E402
 from safe_o2o.runtime.process_group import DeploymentError, free_domain  # noqa: E402
+from safe_o2o.types import Source  # noqa: E402
 from safe_o2o_ros import qos  # noqa: E402
 from safe_o2o_ros.conversions import joints_from_msg  # noqa: E402
 from tests.standin_policy import standin_bundles  # noqa: E402
@@ -54,6 +60,10 @@ class Operator:
         self.executor.add_node(self.node)
         self.states: list[JointState] = []
         self.node.create_subscription(JointState, "/joint_states", self.states.append, qos.SENSOR)
+        self.statuses: list[DiagnosticArray] = []
+        self.node.create_subscription(
+            DiagnosticArray, "/safe_o2o/task_status", self.statuses.append, qos.STREAM
+        )
 
     def call(self, name: str, timeout: float = 30.0) -> Trigger.Response:
         client = self.node.create_client(Trigger, f"/safe_o2o/robot_node/{name}")
@@ -80,6 +90,13 @@ class Operator:
         while time.monotonic() < end:
             self.executor.spin_once(timeout_sec=0.02)
 
+    def decisions(self, count: int, timeout: float = 60.0) -> None:
+        """So many more instants at which a policy decides."""
+        end, deadline = len(self.statuses) + count, time.monotonic() + timeout
+        while len(self.statuses) < end:
+            assert time.monotonic() < deadline, "no decisions"
+            self.wait(0.05)
+
     def arm_at(self) -> list[float]:
         names = [f"panda_joint{i}" for i in range(1, 8)]
         self.states.clear()
@@ -102,17 +119,30 @@ def operator(monkeypatch) -> Iterator[Operator]:
         found = Operator(domain)
         yield found
         found.close()
+        for work in Deployment.begun:  # of a test that failed
+            work.end()
+        Deployment.begun.clear()
 
 
 class Deployment(threading.Thread):
     """`safe-o2o deploy --graph real --mock yes` in a thread of this process."""
+
+    begun: ClassVar[list[Deployment]] = []
 
     def __init__(self, run: Path, **settings: object) -> None:
         super().__init__()
         self.run_dir, self.settings = run, settings
         self.report: DeployReport | None = None
         self.error: Exception | None = None
+        self.begun.append(self)
         self.start()
+
+    def end(self) -> None:
+        """Take away what it cannot do without."""
+        while self.is_alive():
+            for robot in node_pids("robot_node"):
+                os.kill(robot, signal.SIGKILL)
+            self.join(1.0)
 
     def run(self) -> None:
         try:
@@ -154,6 +184,33 @@ def test_an_operator_arms_begins_and_labels_and_the_arm_goes_home_between_episod
     assert real.array("cost").sum() == 1.0 and real.array("reward").sum() == 0.0
     assert real.array("terminated")[-1] and len(real) >= 5
     assert abs(real.array("action")).max() > 0.1 and not abs(shadowed.array("action")).max() > 0
+
+
+def test_a_person_takes_over_from_the_policy_and_both_wishes_are_recorded(
+    operator, tmp_path
+) -> None:
+    work = Deployment(tmp_path, episodes=1, takeover=True)
+    device = operator.node.create_publisher(Twist, "/spacenav/twist", qos.SENSOR)
+    operator.insist("arm")
+    operator.insist("begin")
+    operator.decisions(5)  # the policy's
+    push = Twist()
+    push.linear.y = 0.7  # to the left
+    for _ in range(40):
+        device.publish(push)
+        operator.wait(0.05)
+    operator.decisions(10)  # the policy's again
+    operator.insist("success")
+    work.join(60.0)
+    assert work.error is None and work.report is not None, work.error
+    (episode,) = Dataset(tmp_path / "online")
+    human = episode.array("source") == Source.HUMAN
+    assert 5 <= human.sum() < len(human) and not human[0] and not human[-1]
+    action, wish = episode.array("action"), episode.array("proposed_action")
+    assert np.median(action[human][:, 1]) > 0.4
+    assert np.abs(action - wish)[human].max(1).mean() > 0.3
+    (line,) = (tmp_path / "deploy" / "episodes.jsonl").read_text().splitlines()
+    assert json.loads(line)["ticks"]["human"] > 100
 
 
 def test_a_dead_camera_stops_a_real_arm(operator, tmp_path) -> None:

@@ -23,7 +23,7 @@ from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 from safe_o2o.errors import ConfigError  # noqa: E402
 from safe_o2o.safety.obstacle import Obstacle  # noqa: E402
 from safe_o2o.safety.supervisor import Mode  # noqa: E402
-from safe_o2o.types import Proposal, Verdict  # noqa: E402
+from safe_o2o.types import Proposal  # noqa: E402
 from safe_o2o_ros import arm_node, qos  # noqa: E402
 from safe_o2o_ros.conversions import proposal_to_msg  # noqa: E402
 from safe_o2o_ros.node import ERROR  # noqa: E402
@@ -56,11 +56,7 @@ class Bench:
             self.node.step(self.world.executor)
 
     def call(self, name: str) -> Trigger.Response:
-        client = self.world.client_node.create_client(Trigger, f"robot_node/{name}")
-        self.until(client.service_is_ready)
-        future = client.call_async(Trigger.Request())
-        self.until(future.done)
-        return future.result()
+        return self.world.call(Trigger, f"robot_node/{name}", Trigger.Request(), self.until)
 
     def propose(self) -> None:
         state = self.node.robot.read()
@@ -202,7 +198,7 @@ def test_obstacles_come_by_topic_and_their_silence_stops_the_arm(world) -> None:
     bench.until(lambda: bench.call("arm").success)
     bench.drive(0.5)
     bench.until(lambda: bench.mode is Mode.ARMED)  # a tick that came too late is over by itself
-    assert bench.node.progress.counts[Verdict.PASS] > 20
+    assert bench.node.progress.report.passed > 20
     hand = tuple(float(x) for x in bench.node.task.cartesian.position(bench.node.robot.read().q))
     seen.append(Obstacle("0", (hand[0], hand[1], hand[2] + 0.3), 0.05, max_speed=0.5, stamp=0.0))
     bench.drive(0.3)

@@ -111,11 +111,7 @@ class Bench:
             self.node.step(self.world.executor)
 
     def call(self, name: str) -> Trigger.Response:
-        client = self.world.client_node.create_client(Trigger, f"safety_filter_node/{name}")
-        self.until(client.service_is_ready)
-        future = client.call_async(Trigger.Request())
-        self.until(future.done)
-        return future.result()
+        return self.world.call(Trigger, f"safety_filter_node/{name}", Trigger.Request(), self.until)
 
     def ready(self) -> None:
         """Until somebody could arm."""

@@ -59,7 +59,7 @@ def test_the_picture_says_mode_cause_margin_health_and_latency() -> None:
     board.hear(said("somebody_elses", hardware="other"), 0.0)
     board.status = FilterStatus(
         stamp=0.0, mode="STOPPED", cause="lost_command", ready=True, proposal_stamp=0.0, verdict=2,
-        reason="workspace", margin=0.5, passed=10, corrected=2, stopped=1, held=4,
+        reason="workspace", margin=0.5, passed=10, corrected=2, stopped=1, human=0, held=4,
     )  # fmt: skip
     text = picture(board, 1.0)
     for word in ("STOPPED", "lost_command", "10/2/1", "workspace", "█████·····", "0.400", "1.200"):
@@ -73,6 +73,9 @@ def test_a_node_that_fell_silent_is_an_error() -> None:
     board.hear(said("robot_node", **{**ARM, "mode": "ARMED"}), 0.0)
     board.hear(said("camera_node"), 10.0)
     assert board.level(0.5) == OK and board.level(10.0) == ERROR
+    assert "a person has the arm" not in picture(board, 0.5)
+    board.hear(said("robot_node", **{**ARM, "mode": "ARMED", "moved by": "a person"}), 0.0)
+    assert "a person has the arm" in picture(board, 0.5)
     assert f"silent {10:.0f} s" in picture(board, 10.0) and SILENT < 10.0
 
 

@@ -56,6 +56,24 @@ def test_a_stop_begins_in_the_next_tick_and_stays_until_reset_and_arm() -> None:
     assert len(rig.written) == count + 5
 
 
+def test_an_arm_that_is_not_quite_where_it_was_sent_may_be_armed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a servo was told last, before a stop say, is not what the filter starts from."""
+    rig = Rig()
+    read = rig.robot.read
+
+    def settling() -> Any:
+        state = read()
+        return state if rig.written else replace(state, q_command=state.q + 5e-3)
+
+    monkeypatch.setattr(rig.robot, "read", settling)
+    rig.tick(None, ticks=3)
+    assert rig.watch.arm(rig.now) == ""
+    rig.drive(20)
+    assert rig.watch.mode is Mode.ARMED and len(rig.written) == 20
+
+
 def test_a_policy_that_falls_silent_degrades_and_then_latches() -> None:
     rig = Rig().armed()
     rig.drive(20)

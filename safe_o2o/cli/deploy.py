@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safe_o2o.cli import console
 from safe_o2o.cli.parse import parse
@@ -16,8 +16,32 @@ from safe_o2o.safety.reachability_gate import GateMode
 from safe_o2o.training.evaluate import summarize
 
 
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Which arm, for every verb that moves one.
+
+    Attributes:
+        graph: `twin`, or `real`: an arm behind its own ROS 2 driver. Nothing moves there before a
+            person calls `/safe_o2o/robot_node/arm`.
+        mock: `yes` with `--graph real`: a mock driver and a mock camera.
+        params_file: parameters of the nodes; copy launch/params/real.yaml and measure your cell.
+    """
+
+    graph: Literal["twin", "real"] = "twin"
+    mock: Literal["yes", "no"] = "no"
+    params_file: Path | None = None
+
+    def where(self) -> dict[str, Any]:
+        """The same as settings of `deploy`."""
+        return {
+            "graph": self.graph,
+            "use_mock_hardware": self.mock == "yes",
+            "params_file": self.params_file,
+        }
+
+
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Where):
     """Run a policy until the run has so many recorded episodes.
 
     Attributes:
@@ -30,11 +54,9 @@ class Arguments:
         seed: which layouts; collected and evaluated episodes never share them.
         ros: `yes` insists on the ROS graph, `no` on one process, `auto` takes what is there.
         bags: `yes` keeps what passed on the topics beside each episode, in RUN/bags (ROS graph).
+        takeover: `yes` lets a person's device take the arm from the policy (ROS graph); which one,
+            and how, says `takeover_node` in the parameter file.
         gate: the bundle's reachability gate: `on`; `shadow`, it decides and does nothing; or `off`.
-        graph: `twin`, or `real`: an arm behind its own ROS 2 driver. Nothing moves there before a
-            person calls `/safe_o2o/robot_node/arm`.
-        mock: `yes` with `--graph real`: a mock driver and a mock camera.
-        params_file: parameters of the nodes; copy launch/params/real.yaml and measure your cell.
     """
 
     run: Path
@@ -46,10 +68,8 @@ class Arguments:
     seed: int = 0
     ros: str = "auto"
     bags: Literal["yes", "no"] = "no"
+    takeover: Literal["yes", "no"] = "no"
     gate: GateMode = "on"
-    graph: Literal["twin", "real"] = "twin"
-    mock: Literal["yes", "no"] = "no"
-    params_file: Path | None = None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -66,10 +86,9 @@ def main(argv: Sequence[str]) -> None:
             seed=episode_seeds("online", arguments.seed, 1)[0],
             ros=ros_choice(arguments.ros),
             bags=arguments.bags == "yes",
+            takeover=arguments.takeover == "yes",
             gate=arguments.gate,
-            graph=arguments.graph,
-            use_mock_hardware=arguments.mock == "yes",
-            params_file=arguments.params_file,
+            **arguments.where(),
             progress=progress,
         )
     print(describe(report))
@@ -101,13 +120,13 @@ def ros_choice(text: str) -> bool | None:
     return choices[text]
 
 
-def describe(report: DeployReport) -> str:
+def describe(report: DeployReport, did: str = "deployed") -> str:
     """The one-line result."""
     how = f"ROS 2 graph, {report.speed:.1f} x real time" if report.ros else "one process"
     if report.cause:
         how += f" ({report.cause})"
     if not report.episodes:
-        return f"deployed over {how}: no episode recorded"
+        return f"{did} over {how}: no episode recorded"
     figures = summarize(list(report.episodes))
     stages = [
         f"{stage} {values['p50_ms']:.1f}/{values['p99_ms']:.1f}"
@@ -116,7 +135,7 @@ def describe(report: DeployReport) -> str:
     stages = stages or ["-"]
     died = f"; who keeps the bags died: {report.bags_failed}" if report.bags_failed else ""
     return (
-        f"deployed over {how}: {figures['n']} episodes, success "
+        f"{did} over {how}: {figures['n']} episodes, success "
         f"{100 * figures['success']['rate']:.0f} %, violation "
         f"{100 * figures['violation']['rate']:.0f} %; p50/p99 in ms: {', '.join(stages)}{died}"
     )

@@ -23,6 +23,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("safe_o2o.cli.evaluate", "run policies on fresh layouts and count"),
     "export": ("safe_o2o.cli.export", "turn a checkpoint into an ONNX policy bundle"),
     "deploy": ("safe_o2o.cli.deploy", "run a bundle on a robot through the safety filter"),
+    "record": ("safe_o2o.cli.record", "record demonstrations of a person"),
+    "replay": ("safe_o2o.cli.replay", "a recorded episode once more, through the filter"),
     "watch": ("safe_o2o.cli.watch", "a running graph at a glance, in the terminal"),
     "data": ("safe_o2o.cli.data", "show, hash and verify datasets and episodes"),
     "protocol": ("safe_o2o.cli.protocol", "the paper's protocol for methods and seeds: one table"),

@@ -38,6 +38,9 @@ from safe_o2o.safety.reachability_gate import GateMode
 Progress = Callable[[int, int], None]
 STALL_TIMEOUT = 120.0
 """No new episode of a twin and no round for so long: something hangs, s."""
+Drive = Literal["policy", "demonstrate", "replay"]
+FOLDERS: Mapping[Drive, str] = dict(policy="online", demonstrate="dataset", replay="replays")
+"""Folder of a run that episodes go to, by who drives them: demonstrations are training data."""
 REAL_NAMESPACE = "/safe_o2o"
 """Of a real arm's graph: the driver's own topics have none."""
 
@@ -80,9 +83,12 @@ class DeployConfig:
     """What to deploy and how.
 
     Attributes:
-        bundles: folder of versioned bundles, or one bundle.
+        bundles: folder of versioned bundles, or one bundle; for a policy.
+        drive: who drives the episodes: a policy, a person who demonstrates (with `takeover`), or a
+            recorded episode. The last two over ROS only.
+        episode: the recording to replay.
         task: catalogue name of the task.
-        episodes: committed episodes wanted in the run, without a learner.
+        episodes: committed episodes wanted in the run's folder, without a learner.
         rounds: rounds of online learning; with a learner, `rounds * episodes_per_round` episodes.
         episodes_per_round: episodes before each fine-tuning.
         variant: scene variant.
@@ -90,6 +96,7 @@ class DeployConfig:
         seed: seed of the first layout.
         learner: fine-tune online.
         bags: beside each episode keep what passed on the topics, in RUN/bags.
+        takeover: a person's device may take the arm from the policy; see `takeover_node`.
         deterministic: mean action.
         wait_for_learner: longest wait after a round before the actor goes on alone, s.
         gate: what a bundle's reachability gate does; see `GateMode`.
@@ -102,7 +109,9 @@ class DeployConfig:
         parameters: further ROS parameters by node name; these win.
     """
 
-    bundles: Path
+    bundles: Path | None = None
+    drive: Drive = "policy"
+    episode: Path | None = None
     task: str = "safe_reach"
     episodes: int = 10
     rounds: int = 0
@@ -112,6 +121,7 @@ class DeployConfig:
     seed: int = 0
     learner: bool = False
     bags: bool = False
+    takeover: bool = False
     deterministic: bool = True
     wait_for_learner: float = 300.0
     gate: GateMode = "on"
@@ -132,6 +142,27 @@ class DeployConfig:
         if self.use_mock_hardware and self.graph != "real":
             raise ConfigError("is for a real arm's graph", where="use_mock_hardware")
 
+        for needed, where, drive in (
+            (self.bundles, "bundles", "policy"),
+            (self.takeover, "takeover", "demonstrate"),
+            (self.episode, "episode", "replay"),
+        ):
+            if self.drive == drive and not needed:
+                raise ConfigError("is needed", where=where)
+        if self.learner and self.drive != "policy":
+            raise ConfigError("learns from a policy's episodes", where="learner")
+
+    @property
+    def folder(self) -> str:
+        """Folder of the run that its episodes go to."""
+        return FOLDERS[self.drive]
+
+    @property
+    def over_ros(self) -> str:
+        """The setting that cannot be had in one process; `""` without one."""
+        asked = dict(bags=self.bags, takeover=self.takeover, drive=self.drive != "policy")
+        return next((name for name, given in asked.items() if given), "")
+
     @property
     def total(self) -> int:
         """Committed episodes wanted in the run."""
@@ -141,7 +172,7 @@ class DeployConfig:
 def deploy(
     run_dir: str | Path,
     *,
-    bundles: str | Path,
+    bundles: str | Path | None = None,
     episodes: int = 10,
     rounds: int = 0,
     episodes_per_round: int = 10,
@@ -157,7 +188,7 @@ def deploy(
 
     Args:
         run_dir: the run; see the module.
-        bundles: folder of versioned bundles, or one bundle.
+        bundles: folder of versioned bundles, or one bundle; a policy needs them.
         episodes: committed episodes wanted, without a learner.
         rounds: rounds of online learning, with one.
         episodes_per_round: episodes before each fine-tuning.
@@ -172,12 +203,12 @@ def deploy(
     Raises:
         UnknownNameError: no such task.
         MissingDependencyError: `ros=True`, and ROS is not there; or `bags` without rosbags.
-        ConfigError: `bags` in one process.
+        ConfigError: `bags`, `takeover` or another `drive` than a policy in one process.
         DeploymentError: a node that the graph needs died, or nothing happened for two minutes.
         BundleError: there is no usable bundle.
     """
     config = DeployConfig(
-        bundles=Path(bundles).resolve(),
+        bundles=None if bundles is None else Path(bundles).resolve(),
         episodes=episodes,
         rounds=rounds,
         episodes_per_round=episodes_per_round,
@@ -194,9 +225,9 @@ def deploy(
         raise MissingDependencyError(missing, where="--ros")
     if config.graph == "real" and (missing or ros is False):
         raise MissingDependencyError(missing or "a real arm is reached over ROS 2", where="graph")
-    if config.bags and (missing or ros is False):
+    if config.over_ros and (missing or ros is False):
         raise ConfigError(
-            "there are no topics in one process", where="bags", todo="deploy over ROS 2"
+            "there are no topics in one process", where=config.over_ros, todo="deploy over ROS 2"
         )
     if config.bags:
         require_rosbags("writing bags")
@@ -209,10 +240,11 @@ def deploy(
             from safe_o2o.runtime.local_deployment import run_in_process
 
             run_in_process(
-                run_dir, config, first_seed=next_seed(run_dir, config.seed), progress=progress
+                run_dir, config, first_seed=next_seed(run_dir, config), progress=progress
             )
     cause = "" if ros is not False and not missing else (missing or "asked for one process")
-    report = read_report(run_dir, cause=cause, wall=time.perf_counter() - start)
+    wall = time.perf_counter() - start
+    report = read_report(run_dir, cause=cause, wall=wall, folder=config.folder)
     trained = fates.get("learner_node", _Fate())
     return replace(
         report,
@@ -231,40 +263,51 @@ class _Fate:
 
 
 def _complete(run_dir: Path, config: DeployConfig) -> bool:
-    return _learned(run_dir, config) and count_episodes(run_dir) >= config.total
+    return _learned(run_dir, config) and _recorded(run_dir, config) >= config.total
+
+
+def _recorded(run_dir: Path, config: DeployConfig) -> int:
+    return count_episodes(run_dir, config.folder)
 
 
 def _learned(run_dir: Path, config: DeployConfig) -> bool:
     return not config.learner or len(read_rounds(run_dir)) >= config.rounds
 
 
-def next_seed(run_dir: Path, seed: int) -> int:
+def next_seed(run_dir: Path, config: DeployConfig) -> int:
     """Seed of the next layout: one after the largest of the committed episodes."""
-    online = run_dir / "online"
-    if not count_episodes(run_dir):
-        return seed
-    return max(seed - 1, *(episode.meta.seed for episode in Dataset(online))) + 1
+    if not _recorded(run_dir, config):
+        return config.seed
+    recorded = Dataset(run_dir / config.folder)
+    return max(config.seed - 1, *(episode.meta.seed for episode in recorded)) + 1
 
 
 def graph_parameters(
     run_dir: Path, config: DeployConfig, defaults: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Parameters of every node: the file's, then this deployment's, then the caller's."""
-    done = count_episodes(run_dir)
+    driving = {
+        "run_dir": str(run_dir),
+        "episodes": max(0, config.total - _recorded(run_dir, config)),
+        "exit_when_done": True,
+    }
     ours: dict[str, dict[str, Any]] = {
-        "robot_node": _twin_parameters(run_dir, config) if config.graph == "twin" else {},
+        "robot_node": {
+            "takeover": config.takeover,
+            **(_twin_parameters(run_dir, config) if config.graph == "twin" else {}),
+        },
         "camera_node": {"camera": "mock"} if config.use_mock_hardware else {},
+        "demonstration_node": driving,
+        "replay_node": {**driving, "episode": str(config.episode or "")},
         "policy_node": {
-            "run_dir": str(run_dir),
-            "bundles": str(config.bundles),
-            "episodes": max(0, config.total - done),
-            "exit_when_done": True,
+            **driving,
+            "bundles": str(config.bundles or ""),
             "deterministic": config.deterministic,
             "gate": config.gate,
             "episodes_per_round": config.episodes_per_round if config.learner else 0,
             "wait_for_learner": float(config.wait_for_learner if config.learner else 0.0),
         },
-        "recorder_node": {"run_dir": str(run_dir)},
+        "recorder_node": {"run_dir": str(run_dir), "folder": config.folder},
         "bag_node": {"run_dir": str(run_dir)},
         "learner_node": {
             "run_dir": str(run_dir),
@@ -285,7 +328,7 @@ def _twin_parameters(run_dir: Path, config: DeployConfig) -> dict[str, Any]:
     return {
         "task": config.task,
         "variant": config.variant,
-        "first_seed": next_seed(run_dir, config.seed),
+        "first_seed": config.seed if config.drive == "replay" else next_seed(run_dir, config),
         "speed": float(config.speed),
     }
 
@@ -297,15 +340,16 @@ def _processes(
     nodes: tuple[NodeSpec, ...],
     parameters: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[ProcessGroup]:
-    """The graph's processes: a twin's among themselves, a real arm's where its driver is."""
-    folder = run_dir / "deploy"
-    if config.graph == "twin":
+    """The graph's processes: a twin's among themselves, others where driver or device are."""
+    real, folder = config.graph == "real", run_dir / "deploy"
+    if not (real or config.takeover):
         with free_domain() as domain, ProcessGroup(nodes, parameters, folder, domain) as group:
             yield group
         return
     domain = int(os.environ.get("ROS_DOMAIN_ID") or 0)
-    reach = {RANGE: os.environ.get(RANGE, "SUBNET")}
-    with ProcessGroup(nodes, parameters, folder, domain, reach, REAL_NAMESPACE) as group:
+    reach = {RANGE: os.environ.get(RANGE, "SUBNET" if real else "LOCALHOST")}
+    namespace = REAL_NAMESPACE if real else "/"
+    with ProcessGroup(nodes, parameters, folder, domain, reach, namespace) as group:
         yield group
 
 
@@ -319,7 +363,7 @@ def _run_graph(run_dir: Path, config: DeployConfig, progress: Progress | None) -
         What became of the nodes that are not required, by name.
     """
     graph, defaults = read_graph(config.graph, config.params_file)
-    nodes = tuple(node for node in graph.nodes if not node.when or getattr(config, node.when))
+    nodes = tuple(node for node in graph.nodes if node.wanted(config))
     parameters = graph_parameters(run_dir, config, defaults)
     watch = _Watch(run_dir, config, progress)
     actor_done: float | None = None
@@ -363,25 +407,28 @@ class _Watch:
         Raises:
             DeploymentError: nothing has changed for too long.
         """
-        seen = (count_episodes(self.run_dir), len(read_rounds(self.run_dir)))
+        seen = (_recorded(self.run_dir, self.config), len(read_rounds(self.run_dir)))
         now = time.monotonic()
         if seen != self.seen:
             if self.progress is not None and seen[0] != self.seen[0]:
                 self.progress(min(seen[0], self.config.total), self.config.total)
             self.seen, self.changed = seen, now
         patience = STALL_TIMEOUT + (self.config.wait_for_learner if self.config.learner else 0.0)
-        if self.config.graph == "twin" and now - self.changed > patience:
+        waits_for_people = self.config.graph == "real" or self.config.drive == "demonstrate"
+        if not waits_for_people and now - self.changed > patience:
             raise DeploymentError(
                 f"no new episode for {patience:.0f} s",
                 todo=f"see {self.run_dir / 'deploy' / 'logs'}",
             )
 
 
-def read_report(run_dir: str | Path, *, cause: str = "", wall: float = 0.0) -> DeployReport:
+def read_report(
+    run_dir: str | Path, *, cause: str = "", wall: float = 0.0, folder: str = "online"
+) -> DeployReport:
     """What a run directory says about its deployment; also writes the merged `latency.json`."""
     run_dir = Path(run_dir)
-    online = run_dir / "online"
-    recorded = list(Dataset(online)) if (online / "dataset.json").exists() else []
+    episodes = run_dir / folder
+    recorded = list(Dataset(episodes)) if (episodes / "dataset.json").exists() else []
     latency = read_summaries(run_dir / "deploy" / "latency")
     if latency:
         text = json.dumps(latency, indent=2) + "\n"

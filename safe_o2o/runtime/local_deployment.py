@@ -87,6 +87,7 @@ def run_in_process(
     run_dir = Path(run_dir)
     env = make_env(config.task, config.variant)
     try:
+        assert config.bundles is not None  # a policy's; see DeployConfig
         live = LivePolicy(config.bundles, env.spec, gate=config.gate)
         dataset = Dataset.create(run_dir / "online", env.spec, task=config.task, exist_ok=True)
         learner = _learner(run_dir, config) if config.learner else None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 import numpy as np
 
 from safe_o2o.errors import ConfigError
-from safe_o2o.lifecycle import Lifecycle, LifecycleState
+from safe_o2o.lifecycle import LifecycleRobot, LifecycleState
 from safe_o2o.safety.kinematics import POSTURES, Kinematics
 from safe_o2o.types import Array, CertifiedCommand, RobotState
 
 
-class MockRobot:
+class MockRobot(LifecycleRobot):
     """Is where it was told to be, one tick later. Time passes with each `write`.
 
     Args:
@@ -32,26 +30,15 @@ class MockRobot:
             raise ConfigError(
                 f"needs {len(self.joint_names)} joint positions, got {start.size}", where=robot
             )
-        self.lifecycle = Lifecycle(f"mock {robot}")
+        super().__init__(f"mock {robot}")
         self._start = start
         self._q: Array = start
         self._hold(start)
         self._ticks = 0
 
-    def connect(self) -> None:
-        """UNCONFIGURED -> INACTIVE."""
-        self.lifecycle.require("connect", LifecycleState.UNCONFIGURED)
-        self.lifecycle.state = LifecycleState.INACTIVE
-
-    def activate(self) -> None:
-        """INACTIVE -> ACTIVE."""
-        self.lifecycle.require("activate", LifecycleState.INACTIVE)
-        self.lifecycle.state = LifecycleState.ACTIVE
-
     def deactivate(self) -> None:
         """ACTIVE -> INACTIVE; the arm holds."""
-        self.lifecycle.require("deactivate", LifecycleState.ACTIVE)
-        self.lifecycle.state = LifecycleState.INACTIVE
+        super().deactivate()
         self._hold(self._q)
 
     def read(self) -> RobotState:
@@ -88,20 +75,8 @@ class MockRobot:
 
     def close(self) -> None:
         """Any state -> UNCONFIGURED; idempotent."""
-        self.lifecycle.state = LifecycleState.UNCONFIGURED
+        super().close()
         self._hold(self._start)
 
     def _hold(self, q: Array) -> None:
         self._q, self._q_command, self._dq = q, q, np.zeros_like(q)
-
-    def __enter__(self) -> MockRobot:
-        self.connect()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -67,8 +67,8 @@ class NodeSpec:
         executable: module in it, and console script.
         required: its death ends the run.
         drives: the run is over when it ends.
-        when: the argument (`learner`, `bags`) that has to be true for it to be started; empty is
-            always.
+        when: the argument that has to be true for it to be started (`bags`), or to have a value
+            (`drive=replay`); empty is always.
         nice: added to the niceness.
         restarts: how often it is started again after a signal ended it; a failure that it reports
             itself would come again.
@@ -82,6 +82,14 @@ class NodeSpec:
     when: str = ""
     nice: int = 0
     restarts: int = 0
+
+    def wanted(self, settings: Any) -> bool:
+        """Whether these settings, an attribute an argument, start it."""
+        argument, _, value = self.when.partition("=")
+        if not argument:
+            return True
+        given = getattr(settings, argument)
+        return bool(given == value if value else given)
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ class RoundResult:
     seconds: float
 
 
-def count_episodes(run_dir: str | Path) -> int:
-    """Committed online episodes of a run."""
-    return sum(1 for _ in (Path(run_dir) / "online").glob("episode_*.safetensors"))
+def count_episodes(run_dir: str | Path, folder: str = "online") -> int:
+    """Committed episodes in a folder of a run."""
+    return sum(1 for _ in (Path(run_dir) / folder).glob("episode_*.safetensors"))
 
 
 def read_rounds(run_dir: str | Path) -> list[RoundResult]:

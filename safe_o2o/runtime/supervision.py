@@ -124,9 +124,10 @@ class Supervision:
         """
         if not now <= self._end + self.config.command.degrade:
             self.idle()  # whoever proposed before a stop is expected again from its next proposal
-        if self.mode is Mode.SHADOW and self._state is not None:
-            self._resync(self._state)
-            self.supervisor.resynced(now)
+        if self.mode in (Mode.DISARMED, Mode.SHADOW) and self._state is not None:
+            self._resync(self._state)  # what the filter said in the last tick was not written
+            if self.mode is Mode.SHADOW:
+                self.supervisor.resynced(now)
         return self.supervisor.arm(now, self.watchdog.check(now, armed=True))
 
     def shadow(self, now: float) -> str:

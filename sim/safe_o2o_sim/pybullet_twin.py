@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from types import TracebackType
 
 import numpy as np
 
-from safe_o2o.lifecycle import Lifecycle, LifecycleState
+from safe_o2o.lifecycle import LifecycleRobot, LifecycleState
 from safe_o2o.safety.kinematics import POSTURES, Kinematics
 from safe_o2o.types import Array, CertifiedCommand, RobotState
 from safe_o2o_sim.bullet import pybullet
@@ -41,7 +40,7 @@ _STIFFNESS = 3000.0  # N/m, of a touch: a hard foam block that a stiff arm leans
 _SENSING_RANGE = 0.20  # m: obstacles farther away than this are not looked at more closely
 
 
-class PybulletTwin:
+class PybulletTwin(LifecycleRobot):
     """A simulated Panda in a physics world of its own. Time passes with each `write`.
 
     The drives follow a command with a lag of about one tick.
@@ -59,7 +58,7 @@ class PybulletTwin:
         self, period: float = 0.01, substeps: int = 1, *, continuous_clock: bool = False
     ) -> None:
         self.period, self.substeps, self.continuous_clock = period, substeps, continuous_clock
-        self.lifecycle = Lifecycle("pybullet twin")
+        super().__init__("pybullet twin")
         self.layout = EMPTY
         self.visitors: tuple[Visitor, ...] = ()
         """Who comes and goes; moved on with each period."""
@@ -73,19 +72,9 @@ class PybulletTwin:
         self.lifecycle.require("connect", LifecycleState.UNCONFIGURED)
         self._client = pybullet.connect(pybullet.DIRECT)
         self._build(self._client)
-        self.lifecycle.state = LifecycleState.INACTIVE
+        super().connect()
         self._ticks = 0
         self.teleport(np.asarray(POSTURES["panda"]))
-
-    def activate(self) -> None:
-        """INACTIVE -> ACTIVE."""
-        self.lifecycle.require("activate", LifecycleState.INACTIVE)
-        self.lifecycle.state = LifecycleState.ACTIVE
-
-    def deactivate(self) -> None:
-        """ACTIVE -> INACTIVE; the arm holds."""
-        self.lifecycle.require("deactivate", LifecycleState.ACTIVE)
-        self.lifecycle.state = LifecycleState.INACTIVE
 
     def read(self) -> RobotState:
         """The newest state. Raises `RobotStateError` when UNCONFIGURED."""
@@ -187,7 +176,7 @@ class PybulletTwin:
 
     def close(self) -> None:
         """Any state -> UNCONFIGURED; idempotent."""
-        self.lifecycle.state = LifecycleState.UNCONFIGURED
+        super().close()
         if self._client is not None:
             pybullet.disconnect(self._client)
             self._client = None
@@ -278,15 +267,3 @@ class PybulletTwin:
         self._touched |= nearest <= 0.0
         self._depth = max(self._depth, -nearest)
         self._clearance = max(nearest, 0.0)
-
-    def __enter__(self) -> PybulletTwin:
-        self.connect()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

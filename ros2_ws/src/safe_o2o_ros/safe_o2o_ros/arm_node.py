@@ -24,15 +24,18 @@ from safe_o2o.safety.filter import SafetyFilter
 from safe_o2o.safety.first_command import FirstCommandConfig
 from safe_o2o.safety.stall import StallConfig
 from safe_o2o.safety.watchdog import COMMAND, IMAGE, JOINT_STATE, SourceLimits
-from safe_o2o.types import Proposal, Verdict
+from safe_o2o.types import Proposal
 from safe_o2o_ros import qos
 from safe_o2o_ros.conversions import proposal_from_msg
+from safe_o2o_ros.handover import TAKEOVER, Handover
 from safe_o2o_ros.node import OK, WARN, GuardedNode, Health
 from safe_o2o_ros.obstacles import obstacles_from_msg
 from safe_o2o_ros.parameters import setting
 from safe_o2o_ros.progress import ProposalProgress
 from safe_o2o_ros.supervising import Supervising
 
+PROPOSALS = "proposals"
+"""Topic of the policy's proposals."""
 BEHIND, BEHIND_REAL = 5.0, 0.5
 """Ticks that the loop of a simulated arm, and of a real one, may be behind before it gives up
 catching up: a burst of ticks after a stall of the machine would age every proposal by the whole
@@ -59,6 +62,7 @@ class ArmNodeConfig:
     obstacles_latch: float = setting(1.0, "wait after which who tells them counts as lost, s")
     self_collision: bool = setting(False, "keep the arm from touching itself")
     base_frame: str = setting("base", "frame of the obstacles: the arm's base")
+    takeover: bool = setting(False, "a person may take over, on the topic `takeover`")
     image_topics: tuple[str, ...] = setting(
         (), "cameras to watch: one that is late, silent or frozen stops the arm"
     )
@@ -126,7 +130,7 @@ class ArmNode(GuardedNode):
         self.watch = Supervision(filter, robot.joint_names, robot.period, thresholds)
         self.loop = ControlLoop(robot, filter, clock, supervision=self.watch)
         self.progress = ProposalProgress(robot.period, retry=retry)
-        self.overruns = self.skipped = 0
+        self.overruns = self.skipped = self._ticks = 0
         self._robot_time = self._wall_time = 0.0
         self._behind = BEHIND if isinstance(robot, Simulated) else BEHIND_REAL
         self._tick_wall = robot.period / speed
@@ -134,9 +138,14 @@ class ArmNode(GuardedNode):
         self._tick_at_rest = robot.period / rest
         self.state_every = max(1, round(1.0 / (config.state_rate * robot.period)))
         self.create_subscription(
-            JointTrajectory, "proposals", self.guarded(self._on_proposal), qos.COMMAND
+            JointTrajectory, PROPOSALS, self.guarded(self._on_proposal), qos.COMMAND
         )
-        self.supervising = Supervising(self, self.watch, config.image_topics)
+        self.handover = Handover(self.watch, self.progress)
+        if config.takeover:
+            self.create_subscription(
+                JointTrajectory, TAKEOVER, self.guarded(self._on_takeover), qos.COMMAND
+            )
+        self.supervising = Supervising(self, self.watch, config.image_topics, self._proposer)
         if config.obstacles:
             self.create_subscription(
                 PointCloud2, "obstacles", self.guarded(self._on_obstacles), qos.STREAM
@@ -187,13 +196,16 @@ class ArmNode(GuardedNode):
         """Real speed, ticks that came late, filter counts."""
         if self.robot is None:
             return WARN, "no robot", {}
-        counts = self.progress.counts
+        report = self.progress.report
         values = {
             "speed": f"{self.real_speed:.2f} of {self.speed:.2f}",
+            "ticks": self._ticks,
             "late ticks": self.overruns,
             "skipped ticks": self.skipped,
-            "passed/corrected/stopped": "/".join(str(counts[verdict]) for verdict in Verdict),
-            "held": self.progress.held,
+            "passed/corrected/stopped": f"{report.passed}/{report.corrected}/{report.stopped}",
+            "held": report.held,
+            "moved by": "a person" if self.progress.taken_over else "the policy",
+            "takeovers": self.handover.takeovers,
         }
         level, text, found = self.supervising.health()
         values |= found
@@ -213,7 +225,6 @@ class ArmNode(GuardedNode):
     def start_ticking(self) -> None:
         """The next tick is due now."""
         self._next = self._last_tick = time.perf_counter()
-        self._ticks = 0
 
     def step(self, executor: Executor) -> None:
         """Serve messages until the next tick is due, then tick."""
@@ -239,6 +250,7 @@ class ArmNode(GuardedNode):
         self.latency.add("filter", times.certify)
         self.latency.add("robot_write", times.write)
         self._ticks += 1
+        self.handover.look()
         self.after_tick(self.progress.after_tick(decision))
         self.latency.add("control_tick", time.perf_counter() - now)
 
@@ -264,6 +276,10 @@ class ArmNode(GuardedNode):
             self.loop.tick(None)
             time.sleep(self._tick_wall)
 
+    def _proposer(self) -> str:
+        """Topic of whoever moves the arm."""
+        return TAKEOVER if self.progress.taken_over else PROPOSALS
+
     @property
     def telling(self) -> bool:
         """Whether a state is due to be published after this tick."""
@@ -276,6 +292,11 @@ class ArmNode(GuardedNode):
         proposal = proposal_from_msg(msg)
         if self.ticking and self.takes(proposal):
             self.progress.accept(proposal)
+
+    def _on_takeover(self, msg: JointTrajectory) -> None:
+        """A person's, who goes before any policy; who holds on between episodes is known too."""
+        if self.running:
+            self.handover.hear(msg)
 
     def _on_obstacles(self, msg: PointCloud2) -> None:
         """All obstacles anew; a message that cannot be used is no news."""

@@ -22,6 +22,7 @@ from safe_o2o.types import (
     GateState,
     Observation,
     RobotState,
+    Source,
     Transition,
     Verdict,
 )
@@ -167,6 +168,9 @@ class EpisodeAssembler:
         ended = after.event == "end"
         said = before.outputs.get("gate_done")
         gate = None if said is None else GateState(int(said))
+        source = Source(before.source) if gate is None else source_of(gate)
+        if new.status.human > old.status.human:  # even for a part of the step
+            source = Source.HUMAN
         kept = self.recorder.append(
             Transition(
                 obs=old.obs,
@@ -182,7 +186,7 @@ class EpisodeAssembler:
                 stamp=old.state.stamp,
                 force=max((status.force for status in between), default=new.status.force),
                 clearance=0.0 if new.status.cost > old.status.cost else new.status.clearance,
-                source=source_of(gate),
+                source=source,
                 gate=gate,
             )
         )
@@ -192,7 +196,7 @@ class EpisodeAssembler:
         return EpisodeMeta(
             task=self.task,
             variant=status.variant,
-            behavior=f"policy {output.bundle}",
+            behavior=output.behavior,
             seed=output.seed,
             provenance={
                 "bundle": output.bundle,

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from sensor_msgs.msg import JointState
 
 from safe_o2o.errors import RobotStateError
-from safe_o2o.lifecycle import Lifecycle, LifecycleState
+from safe_o2o.lifecycle import LifecycleRobot, LifecycleState
 from safe_o2o.types import Array, CertifiedCommand, RobotState
 from safe_o2o_ros.conversions import joints_from_msg, stamp_from_msg
 from safe_o2o_ros.outputs import Output
 
 
-class ControlledArm:
+class ControlledArm(LifecycleRobot):
     """A `Robot` whose driver is another process.
 
     Its clock is that of the stamps of the joint states.
@@ -39,7 +38,7 @@ class ControlledArm:
         ahead: Callable[[], Array],
     ) -> None:
         self.joint_names, self.period = joint_names, period
-        self.lifecycle = Lifecycle("controlled arm")
+        super().__init__("controlled arm")
         self._output, self._send, self._ahead = output, send, ahead
         self._forget()
 
@@ -62,16 +61,6 @@ class ControlledArm:
             q, dq = joints_from_msg(msg, self.joint_names)
             # To the microsecond: what is told of this instant has the same stamp on every topic.
             self._state = (q, dq, round(stamp_from_msg(msg.header.stamp), 6))
-
-    def connect(self) -> None:
-        """UNCONFIGURED -> INACTIVE."""
-        self.lifecycle.require("connect", LifecycleState.UNCONFIGURED)
-        self.lifecycle.state = LifecycleState.INACTIVE
-
-    def activate(self) -> None:
-        """INACTIVE -> ACTIVE."""
-        self.lifecycle.require("activate", LifecycleState.INACTIVE)
-        self.lifecycle.state = LifecycleState.ACTIVE
 
     def deactivate(self) -> None:
         """ACTIVE -> INACTIVE; the arm holds."""
@@ -116,17 +105,5 @@ class ControlledArm:
     def close(self) -> None:
         """Any state -> UNCONFIGURED; idempotent."""
         self.stop()
-        self.lifecycle.state = LifecycleState.UNCONFIGURED
+        super().close()
         self._forget()
-
-    def __enter__(self) -> ControlledArm:
-        self.connect()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

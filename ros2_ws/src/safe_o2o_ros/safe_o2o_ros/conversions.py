@@ -25,6 +25,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from safe_o2o.config import from_json, to_json
 from safe_o2o.errors import SafeO2OError
 from safe_o2o.types import Array, Proposal, RobotState, Source
+from safe_o2o_ros.progress import FilterReport
 
 T = TypeVar("T")
 NANO = 1_000_000_000
@@ -261,41 +262,25 @@ def record_from_text(cls: type[T], msg: String) -> T:
 
 
 @dataclasses.dataclass(frozen=True)
-class FilterStatus:
-    """What the filter in front of somebody else's driver says of its newest proposal.
+class FilterStatus(FilterReport):
+    """What the filter in front of somebody else's driver says; cleared when the arm is ready.
 
     Attributes:
         stamp: of the reading that comes with it, s.
         mode: the supervisor's.
         cause: code of the newest stop, `""` while there is none.
         ready: whether the arm waits for the next proposal.
-        proposal_stamp: of the proposal that was finished last, s; -1 before the first.
-        verdict: the strictest `Verdict` since the arm was ready last ...
-        reason: ... what came with it ...
-        margin: ... and the smallest margin.
-        passed: ticks that passed, of all proposals.
-        corrected: ticks that were slowed or deflected.
-        stopped: ticks that were stopped.
-        held: ticks without a proposal.
     """
 
     stamp: float
     mode: str
     cause: str
     ready: bool
-    proposal_stamp: float
-    verdict: int
-    reason: str
-    margin: float
-    passed: int
-    corrected: int
-    stopped: int
-    held: int
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskStatus:
-    """What the robot's side says at the instants at which a decision is due.
+class TaskStatus(FilterReport):
+    """What the robot's side says at the instants at which a decision is due; cleared each time.
 
     On the twin the task labels itself; on a real arm the operator's labels fill the same fields.
 
@@ -310,14 +295,6 @@ class TaskStatus:
         force: largest contact force since the last status, N; NaN where nobody measures it.
         clearance: distance from what must not be touched, m; NaN where nobody knows it.
         terminated: the task ended.
-        verdict: strictest verdict (`Verdict`) since the last status.
-        reason: the filter's reason for it.
-        margin: smallest filter margin since the last status.
-        passed: control ticks since the reset that moved along a proposal and passed.
-        corrected: ticks that the filter corrected.
-        stopped: ticks that the filter stopped.
-        held: ticks in which no proposal was in progress and the arm held.
-        proposal_stamp: observation stamp of the proposal that was used up, -1 for none.
         read_at: host's monotonic clock when the state was read, s; comparable between processes.
         speed: real factor between twin time and wall time.
     """
@@ -332,21 +309,13 @@ class TaskStatus:
     force: float
     clearance: float
     terminated: bool
-    verdict: int
-    reason: str
-    margin: float
-    passed: int
-    corrected: int
-    stopped: int
-    held: int
-    proposal_stamp: float
     read_at: float
     speed: float
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyOutput:
-    """What the policy thought about one observation, or that the episode ended at it.
+    """What was decided at one observation, or that the episode ended at it.
 
     Attributes:
         stamp: stamp of the observation, s.
@@ -356,7 +325,9 @@ class PolicyOutput:
         event: `decision`, or `end` for the observation after the last decision.
         action: proposed action `[A]` in [-1, 1] (empty at the end).
         outputs: what else the graph said: risk, values; a number each.
-        bundle: version of the policy bundle.
+        behavior: who decides, in words.
+        source: the same as a `Source`.
+        bundle: version of the policy bundle, if it is one.
         graph: hash of its graph.
         gate: what its reachability gate may do: `on`, `shadow` or `off`.
         round: number of the round of online learning that the episode belongs to, from 0.
@@ -371,6 +342,8 @@ class PolicyOutput:
     event: str
     action: tuple[float, ...]
     outputs: dict[str, float]
+    behavior: str
+    source: int
     bundle: str
     graph: str
     gate: str

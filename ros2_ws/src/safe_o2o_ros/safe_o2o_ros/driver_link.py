@@ -11,7 +11,7 @@ from rclpy.wait_for_message import wait_for_message
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
-from safe_o2o.config import require_given, require_positive
+from safe_o2o.config import require_given, require_one_of, require_positive, require_xyz
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.arm import Arm
 from safe_o2o.safety.body import Geometry
@@ -23,9 +23,10 @@ from safe_o2o.safety.stall import StallConfig
 from safe_o2o.safety.supervisor import Mode
 from safe_o2o.safety.urdf import with_moving_joints
 from safe_o2o_ros import qos
-from safe_o2o_ros.arm_node import ArmNode, ArmNodeConfig
+from safe_o2o_ros.arm_node import PROPOSALS, ArmNode, ArmNodeConfig
 from safe_o2o_ros.controlled_arm import ControlledArm
 from safe_o2o_ros.conversions import stamp_from_msg
+from safe_o2o_ros.handover import TAKEOVER
 from safe_o2o_ros.node import ERROR, OK, WARN, Health
 from safe_o2o_ros.outputs import OUTPUTS, Wiring, output_class
 from safe_o2o_ros.parameters import setting
@@ -77,13 +78,10 @@ class DriverConfig(ArmNodeConfig):
         super().__post_init__()
         require_given(self, "workspace_low", "workspace_high")
         require_positive(self, "rate", "tool_speed", "description_wait")
-        if self.description not in ("shipped", "topic"):
-            raise ConfigError(f"is shipped or topic, got {self.description!r}", where="description")
+        require_one_of(self, "description", ("shipped", "topic"))
         if self.description == "topic":
             require_given(self, "joints", "tool_frame", "elbow_frame", "acceleration", "jerk")
-        for name in ("workspace_low", "workspace_high"):
-            if len(getattr(self, name)) != 3:
-                raise ConfigError(f"needs x, y, z, got {getattr(self, name)}", where=name)
+        require_xyz(self, "workspace_low", "workspace_high")
 
     def measured(self) -> dict[str, tuple[float, ...]]:
         """Limits that were measured, by name."""
@@ -243,5 +241,6 @@ class DriverLink:
             return
         if self.node.count_publishers(self._setpoints.topic_name) > 1:
             watch.stop("second_commander", time.monotonic(), self._setpoints.topic_name)
-        if self.node.count_publishers("proposals") > 1:
-            watch.stop("second_proposer", time.monotonic(), "two publish proposals")
+        for topic in (PROPOSALS, TAKEOVER):
+            if self.node.count_publishers(topic) > 1:
+                watch.stop("second_proposer", time.monotonic(), f"two publish {topic}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -16,7 +16,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from safe_o2o.types import Proposal, RobotState, Verdict
+from safe_o2o.types import Proposal, RobotState
 from safe_o2o_ros import qos
 from safe_o2o_ros.arm_node import ArmNode
 from safe_o2o_ros.conversions import (
@@ -106,14 +106,15 @@ class EpisodeNode(ArmNode):
         """Not one of an episode that is over."""
         if not self.in_episode or proposal.stamp < self._began:
             return False
-        self._answered_at = self._asked.get(key_of(proposal.stamp))
+        self._answered_at = asked_at = self._asked.get(key_of(proposal.stamp))
+        if asked_at is not None:
+            self.latency.add("image_to_proposal", time.monotonic() - asked_at)
         return True
 
     def after_tick(self, ready: bool) -> None:
-        """Publish the state at its rate, and whenever a decision is due."""
-        if not self.in_episode:
-            return
-        if self._answered_at is not None:
+        """Publish the state at its rate, and in an episode whenever a decision is due."""
+        ready = ready and self.in_episode
+        if self.in_episode and self._answered_at is not None:
             self.latency.add("image_to_command", time.monotonic() - self._answered_at)
             self._answered_at = None
         if ready or self.telling:
@@ -137,8 +138,8 @@ class EpisodeNode(ArmNode):
             self._cost += found.cost
             self._terminated |= found.terminated
         force, clearance = self.touch()
-        counts = progress.counts
         status = TaskStatus(
+            **asdict(progress.report),
             stamp=state.stamp,
             began=self._began,
             episode=self.episode,
@@ -149,14 +150,6 @@ class EpisodeNode(ArmNode):
             force=force,
             clearance=clearance,
             terminated=self._terminated,
-            verdict=int(progress.verdict),
-            reason=progress.reason,
-            margin=float(progress.margin),
-            passed=counts[Verdict.PASS],
-            corrected=counts[Verdict.CORRECTED],
-            stopped=counts[Verdict.STOPPED],
-            held=progress.held,
-            proposal_stamp=progress.finished_stamp,
             read_at=read_at,
             speed=round(self.real_speed, 4),
         )
@@ -178,6 +171,7 @@ class EpisodeNode(ArmNode):
         state = self.robot.read()
         self.episode += 1
         self.progress.reset()
+        self.handover.begin()
         self._began = state.stamp
         self._reward = self._cost = 0.0
         self._terminated = False

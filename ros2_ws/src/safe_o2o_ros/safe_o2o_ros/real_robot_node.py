@@ -141,6 +141,8 @@ class RealRobotNode(EpisodeNode):
         """Whether arm and scene are ready; the arm sets off home where it is not there."""
         self.in_episode = False
         mode, cause = self.watch.mode, self.watch.supervisor.cause
+        if self.progress.taken_over:
+            return "a person has the arm"
         if not self.ticking:
             return self.driver.why_not() or "the node is not active"
         if mode is Mode.STOPPED:
@@ -172,7 +174,8 @@ class RealRobotNode(EpisodeNode):
         """One policy period towards home, at the pace of the joint that has farthest to go."""
         config, state, gap = self.config, self.robot.read(), self._gap()
         far = float(np.abs(gap).max())
-        moving = self.watch.mode in (Mode.ARMED, Mode.DEGRADED)
+        taken = self.progress.taken_over
+        moving = self.watch.mode in (Mode.ARMED, Mode.DEGRADED) and not taken
         self._stuck = 0 if far < self._nearest - 1e-4 else self._stuck + 1
         self._nearest = min(self._nearest, far)
         if not moving or far <= AT_HOME or self._stuck > LOST:
@@ -180,7 +183,8 @@ class RealRobotNode(EpisodeNode):
                 self.note_error(f"no way home, {far:.2f} rad are left: bring the arm there")
             self._homing = False
             self.progress.reset()
-            self.watch.idle()
+            if not taken:
+                self.watch.idle()
             return
         share = min(1.0, config.home_speed * config.period / far)
         names = self.robot.joint_names

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
@@ -30,10 +29,9 @@ from safe_o2o_ros.conversions import (
     record_from_text,
     record_to_msg,
     robot_state,
-    stamp_key,
 )
 from safe_o2o_ros.described_task import cartesian_of
-from safe_o2o_ros.matching import StampMatcher
+from safe_o2o_ros.instants import Instants
 from safe_o2o_ros.node import OK, WARN, GuardedNode, Health, run_node
 from safe_o2o_ros.parameters import setting
 
@@ -45,10 +43,11 @@ SNAPSHOT_TIMEOUT = 2.0
 class RecorderNodeConfig:
     """Parameters of the recorder node."""
 
-    run_dir: str = setting("", "run directory; episodes go to its folder online")
+    run_dir: str = setting("", "run directory")
+    folder: str = setting("online", "folder of the episodes in it")
 
     def __post_init__(self) -> None:
-        require_given(self, "run_dir")
+        require_given(self, "run_dir", "folder")
 
 
 class RecorderNode(GuardedNode):
@@ -67,14 +66,10 @@ class RecorderNode(GuardedNode):
         """Make the folder; subscribe. The dataset is opened when the robot describes its task."""
         self.run_dir = Path(self.config.run_dir)
         (self.run_dir / "deploy").mkdir(parents=True, exist_ok=True)
-        self._matcher = StampMatcher(("measured", "command", "image", "status"), anchor="status")
+        self._instants = Instants(self, self._on_instant, self._hear)
         self._publisher = self.create_publisher(DiagnosticArray, "episode_committed", qos.LOGGED)
         for kind, topic, callback, profile in (
             (String, "task_description", self._on_task, qos.LATCHED),
-            (JointState, "joint_states", self._on_measured, qos.STREAM),
-            (JointState, "joint_commands", self._on_command, qos.STREAM),
-            (Image, "image", self._on_image, qos.STREAM),
-            (DiagnosticArray, "task_status", self._on_status, qos.STREAM),
             (DiagnosticArray, "policy_output", self._on_output, qos.LOGGED),
         ):
             self.create_subscription(kind, topic, self.guarded(callback), profile)
@@ -94,7 +89,7 @@ class RecorderNode(GuardedNode):
             "committed": self.committed,
             "dropped episodes": dropped,
             "dropped transitions": self.assembler.dropped_transitions if self.assembler else 0,
-            "instants without picture": self._matcher.dropped,
+            "instants without picture": self._instants.dropped,
         }
         return (WARN if dropped else OK), f"{self.committed} episodes", values
 
@@ -103,29 +98,21 @@ class RecorderNode(GuardedNode):
             return
         task = record_from_text(TaskDescription, msg)
         spec = Spec.from_json(task.spec)
-        dataset = Dataset.create(self.run_dir / "online", spec, task=task.task, exist_ok=True)
+        dataset = Dataset.create(
+            self.run_dir / self.config.folder, spec, task=task.task, exist_ok=True
+        )
         self.cartesian = cartesian_of(task, spec)
         self.recorder = EpisodeRecorder(dataset)
         self.assembler = EpisodeAssembler(self.recorder, self.cartesian.executed_action, task.task)
         self.task = task
 
-    def _on_measured(self, msg: JointState) -> None:
-        self._on_part("measured", msg)
-
-    def _on_command(self, msg: JointState) -> None:
-        self._on_part("command", msg)
-
-    def _on_image(self, msg: Image) -> None:
-        self._on_part("image", msg)
-
-    def _on_status(self, msg: DiagnosticArray) -> None:
-        if self.assembler is not None:
+    def _hear(self, part: str, msg: Any) -> None:
+        """A status counts also where its picture never comes."""
+        if part == "status" and self.assembler is not None:
             self.assembler.add_status(record_from_msg(TaskStatus, msg))
-        self._on_part("status", msg)
 
-    def _on_part(self, name: str, msg: Any) -> None:
-        parts = self._matcher.add(name, stamp_key(msg.header.stamp), msg)
-        if parts is not None and self.assembler is not None:
+    def _on_instant(self, parts: Mapping[str, Any]) -> None:
+        if self.assembler is not None:
             self._publish(self.assembler.add_snapshot(self._snapshot(parts)))
 
     def _snapshot(self, parts: Mapping[str, Any]) -> Snapshot:
@@ -176,6 +163,7 @@ class RecorderNode(GuardedNode):
                 "passed": status.passed,
                 "corrected": status.corrected,
                 "stopped": status.stopped,
+                "human": status.human,
                 "held": status.held,
             },
             "outputs": [output.outputs for output in episode.outputs],

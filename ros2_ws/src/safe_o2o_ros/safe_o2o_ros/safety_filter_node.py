@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from sensor_msgs.msg import JointState
 
 from safe_o2o.safety.supervisor import Mode
-from safe_o2o.types import Verdict
 from safe_o2o_ros import qos
 from safe_o2o_ros.arm_node import ArmNode
 from safe_o2o_ros.conversions import FilterStatus, joint_state_to_msg, record_to_msg
@@ -67,21 +67,14 @@ class SafetyFilterNode(ArmNode):
 
     def _publish(self, ready: bool) -> None:
         state, progress, supervisor = self.robot.read(), self.progress, self.watch.supervisor
-        counts, cause = progress.counts, supervisor.cause
+        cause = supervisor.cause
         stopped = supervisor.mode in (Mode.STOPPED, Mode.DEGRADED)
         status = FilterStatus(
+            **asdict(progress.report),
             stamp=state.stamp,
             mode=supervisor.mode.name,
             cause=cause.code if stopped and cause is not None else "",
             ready=ready,
-            proposal_stamp=progress.finished_stamp,
-            verdict=int(progress.verdict),
-            reason=progress.reason,
-            margin=float(progress.margin),
-            passed=counts[Verdict.PASS],
-            corrected=counts[Verdict.CORRECTED],
-            stopped=counts[Verdict.STOPPED],
-            held=progress.held,
         )
         if ready:
             progress.clear_worst()

@@ -34,10 +34,17 @@ class Supervising:
         node: the node; its loop ticks the supervision on the same thread.
         watch: the supervision.
         cameras: image topics to watch; the supervision has a source `image:TOPIC` for each.
+        proposer: the topic of whoever moves the arm now.
     """
 
-    def __init__(self, node: GuardedNode, watch: Supervision, cameras: Sequence[str]) -> None:
-        self.node, self.watch = node, watch
+    def __init__(
+        self,
+        node: GuardedNode,
+        watch: Supervision,
+        cameras: Sequence[str],
+        proposer: Callable[[], str],
+    ) -> None:
+        self.node, self.watch, self._proposer = node, watch, proposer
         for name in REQUESTS:
             node.create_service(Trigger, f"~/{name}", node.guarded(self._request(name)))
         node.create_service(Trigger, "~/shadow_report", node.guarded(self._shadow_report))
@@ -99,7 +106,8 @@ class Supervising:
             self.watch.idle()
 
     def _look_for_policy(self) -> None:
-        """A policy that went away is not waited for."""
-        if self.watch.expects and not self.node.count_publishers("proposals"):
-            self.watch.gone("command", time.monotonic(), "nobody publishes proposals any more")
+        """A policy that went away is not waited for, nor is a person's device."""
+        topic = self._proposer()
+        if self.watch.expects and not self.node.count_publishers(topic):
+            self.watch.gone("command", time.monotonic(), f"nobody publishes {topic} any more")
             self.watch.idle()

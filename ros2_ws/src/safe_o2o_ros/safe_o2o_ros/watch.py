@@ -101,6 +101,8 @@ class Board:
         line.append(f" {mode} ", f"reverse {MODES.get(mode, 'bold red')}")
         if mode not in MODES:
             line.append(f"  {told.values.get('last cause', '')}", "bold red")
+        if told.values.get("moved by") == "a person":
+            line.append("  a person has the arm ", "reverse yellow")
         counts = told.values.get("passed/corrected/stopped", "")
         line.append(f"   speed {told.values.get('speed', '?')}")
         line.append(f"   passed/corrected/stopped {counts}   held {told.values.get('held', '?')}")
