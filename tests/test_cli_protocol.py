@@ -51,6 +51,33 @@ def test_a_method_is_trained_judged_tuned_and_judged_again(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_policy_is_judged_on_its_way_and_ends_as_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, watched = tmp_path / "plain", tmp_path / "watched"
+    updates = ("--updates", "3", "--scenes", "")
+    assert main.main(words(plain, *updates)) == 0
+    assert main.main(words(watched, *updates, "--points", "2,1")) == 0
+    out = capsys.readouterr().out
+    rows = standings.read(watched / "results.jsonl")
+    assert [(row.phase, row.updates) for row in rows] == [
+        ("learning", 1),
+        ("learning", 2),
+        ("before", 3),
+    ]
+    assert [line.split("|")[4].strip() for line in out.splitlines()[-3:]] == ["1", "2", "3"]
+
+    weights = []
+    for folder in (plain, watched):
+        made = bundle.current(folder / "runs" / "safe_reach" / "fosp-0" / "bundles")
+        assert made is not None
+        weights.append((made.directory / bundle.GRAPH).read_bytes())
+    assert weights[0] == weights[1]
+
+    assert main.main(words(plain, *updates, "--points", "2")) == 2  # it is past that
+    assert "is gone" in capsys.readouterr().err
+
+
 def test_parts_of_fosp_are_methods_too() -> None:
     assert recipe("safedreamer", "tiny")[0] == "safedreamer"
     name, config = recipe("without_model", "tiny")
@@ -59,6 +86,8 @@ def test_parts_of_fosp_are_methods_too() -> None:
         recipe("without_reech", "tiny")
 
 
-def test_bad_seeds_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(words(tmp_path, "--seeds", "0,x")) == 2
-    assert "whole numbers" in capsys.readouterr().err
+def test_bad_numbers_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for field in ("seeds", "points"):
+        assert main.main(words(tmp_path, f"--{field}", "0,x")) == 2
+        said = capsys.readouterr().err
+        assert "whole numbers" in said and field in said

@@ -26,7 +26,7 @@ from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import ConfigError, UnknownNameError
 from safe_o2o.files import atomic_directory, write_atomic
 from safe_o2o.report import standings
-from safe_o2o.report.standings import SEEN, Row
+from safe_o2o.report.standings import LEARNING, SEEN, Row
 from safe_o2o.training.finetune import FineTunerConfig
 from safe_o2o.training.offline import OfflineConfig, train_offline
 
@@ -49,6 +49,7 @@ class Arguments:
         behaviors: who makes the offline data; they take turns, episode by episode.
         episodes: offline episodes.
         updates: gradient steps offline.
+        points: updates at which the policy is judged on its way offline, separated by commas.
         evaluation: episodes of each judgement.
         rounds: rounds of fine-tuning.
         episodes_per_round: episodes before each training.
@@ -66,6 +67,7 @@ class Arguments:
     behaviors: str = ",".join(MIXTURE)
     episodes: int = 1200
     updates: int = 6000
+    points: str = ""
     evaluation: int = 200
     rounds: int = 4
     episodes_per_round: int = 10
@@ -88,9 +90,10 @@ def main(argv: Sequence[str]) -> None:
     """Measure what is missing, then show the table."""
     task, rest = take_name(argv, "task", verb="protocol")
     arguments = parse(Arguments, rest, verb=f"protocol {task}")
+    _numbers(arguments, "points")
     runs = [
         Run(arguments, task, method, seed)
-        for seed in _numbers(arguments)
+        for seed in _numbers(arguments, "seeds")
         for method in arguments.named("methods")
     ]
     for run in runs:
@@ -98,11 +101,12 @@ def main(argv: Sequence[str]) -> None:
     print(standings.table(standings.read(arguments.results), task))
 
 
-def _numbers(arguments: Arguments) -> list[int]:
+def _numbers(arguments: Arguments, field: str) -> list[int]:
     try:
-        return [int(seed) for seed in arguments.named("seeds")]
+        return [int(number) for number in arguments.named(field)]
     except ValueError as error:
-        raise ConfigError(f"must be whole numbers, got {arguments.seeds}", where="seeds") from error
+        given = getattr(arguments, field)
+        raise ConfigError(f"must be whole numbers, got {given}", where=field) from error
 
 
 def recipe(method: str, size: str) -> tuple[str, Any]:
@@ -145,20 +149,26 @@ class Run:
         for scene in self.arguments.named("scenes"):
             phases += [(scene, phase) for phase in standings.PHASES if (scene, phase) not in phases]
         missing = [phase for phase in phases if self._row(*phase).key not in self.known]
-        if not missing:
+        points = [
+            updates
+            for updates in sorted(_numbers(self.arguments, "points"))
+            if updates < self.config.total_updates
+            and self._row(SEEN, LEARNING, updates=updates).key not in self.known
+        ]
+        if not missing and not points:
             return
+        self._collect()
+        for updates in points:
+            self._judge_on_the_way(updates)
         self._prepare()
         for scene, phase in missing:
             with console.progress(f"{self.method} {self.seed}: {phase} in {scene}") as progress:
                 episodes, updates = self._episodes(scene, phase, progress)
-            row = self._row(scene, phase, episodes, updates)
-            standings.append(self.arguments.results, row)
-            print(describe(row), flush=True)
+            self._note(self._row(scene, phase, episodes, updates))
 
     # ------------------------------------------------------------------ stages
 
-    def _prepare(self) -> None:
-        """Dataset, checkpoints, and the first bundle."""
+    def _collect(self) -> None:
         wanted = self.arguments
         with console.progress(f"collecting, seed {self.seed}") as progress:
             collect.collect(
@@ -174,33 +184,65 @@ class Run:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         _link(self.folder / "dataset", self.data)
+
+    def _train(self, until: int) -> int:
+        """Train so far, or on from where it was; the update that it has come to."""
         with console.progress(f"training {self.method}, seed {self.seed}") as progress:
             clock = _Clock(self.folder / TRAINED)
 
             def report(step: int, total: int, _: Any) -> None:
                 progress(step, total)
-                if step % CHECKPOINT_EVERY == 0 or step == total:
+                if step % CHECKPOINT_EVERY == 0 or step == until:
                     clock.note()
 
-            train_offline(
+            return train_offline(
                 self.algorithm,
                 self.config,
                 self.data,
                 self.folder / "checkpoints",
-                OfflineConfig(threads=wanted.threads, checkpoint_every=CHECKPOINT_EVERY),
+                OfflineConfig(
+                    threads=self.arguments.threads, checkpoint_every=CHECKPOINT_EVERY, until=until
+                ),
                 report,
+            ).step
+
+    def _judge_on_the_way(self, updates: int) -> None:
+        """The policy as it is after so many updates."""
+        reached = self._train(updates)
+        if reached != updates:
+            raise ConfigError(
+                f"training is at update {reached}: what update {updates} was is gone",
+                where="points",
+                todo=f"leave it out, or begin anew without {self.folder}",
             )
-        if bundle.current(self.folder / "bundles") is None:
+        place = self.folder / "on_the_way" / str(updates)
+        self._export(place)
+        with console.progress(f"{self.method} {self.seed}: at update {updates}") as progress:
+            episodes = self._judged(place, OFFLINE, SEEN, LEARNING, progress)
+        self._note(self._row(SEEN, LEARNING, episodes, updates))
+
+    def _prepare(self) -> None:
+        """The offline policy's bundle."""
+        self._train(self.config.total_updates)
+        self._export(self.folder)
+
+    def _export(self, place: Path) -> None:
+        """A bundle of the newest checkpoint, unless there is one."""
+        if bundle.current(place / "bundles") is None:
             from safe_o2o.export.algorithm import export_algorithm
             from safe_o2o.training.restore import load_algorithm
 
             made = export_algorithm(
                 load_algorithm(self.folder / "checkpoints"),
                 self.algorithm,
-                self.folder / "bundles",
+                place / "bundles",
                 Dataset(self.data),
             )
-            bundle.set_current(self.folder / "bundles", made.directory.name)
+            bundle.set_current(place / "bundles", made.directory.name)
+
+    def _note(self, row: Row) -> None:
+        standings.append(self.arguments.results, row)
+        print(describe(row), flush=True)
 
     def _episodes(
         self, scene: str, phase: str, progress: console.Progress

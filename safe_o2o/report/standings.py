@@ -21,6 +21,8 @@ from safe_o2o.intervals import wilson
 
 SEEN = "standard"
 PHASES = ("before", "during", "after")
+LEARNING = "learning"
+"""Phase of a policy on its way through offline training."""
 NAVIGATION = "safety_"
 """Tasks of Safety-Gymnasium begin with it; they are judged by return and cost, not by success."""
 
@@ -71,7 +73,7 @@ class Row:
         method: who was measured.
         seed: of data, layouts, networks and draws.
         scene: variant of the task.
-        phase: `before`, `during` or `after` fine-tuning in that scene.
+        phase: `before`, `during` or `after` fine-tuning in that scene, or `learning`.
         settings: everything else that was chosen, JSON-ready: what makes two rows comparable.
         n: episodes.
         success: how many of them reached the goal.
@@ -104,7 +106,8 @@ class Row:
     def key(self) -> str:
         """What must differ between two lines of a file."""
         named = [self.task, self.method, self.seed, self.scene, self.phase, self.settings]
-        return json.dumps(named, sort_keys=True)
+        on_the_way = [self.updates] if self.phase == LEARNING else []
+        return json.dumps([*named, *on_the_way], sort_keys=True)
 
 
 def read(path: str | Path) -> list[Row]:
@@ -153,9 +156,15 @@ def table(rows: Sequence[Row], task: str) -> str:
     ours = [row for row in rows if row.task == task]
     if not ours:
         return f"Nothing was measured of {task} yet."
-    if task.startswith(NAVIGATION):
-        return _returns(ours, task)
-    return _rates(ours)
+    outcomes = [row for row in ours if row.phase != LEARNING]
+    parts = [(_returns(outcomes, task) if task.startswith(NAVIGATION) else _rates(outcomes))]
+    return "\n\n".join(parts + ([_learning(ours, task)] if len(outcomes) < len(ours) else []))
+
+
+def curve(rows: Sequence[Row]) -> list[Row]:
+    """Judgements of one run in the seen scene along its offline training, the last at its end."""
+    found = [row for row in rows if row.scene == SEEN and row.phase in (LEARNING, PHASES[0])]
+    return sorted(found, key=lambda row: row.updates)
 
 
 def _groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -172,10 +181,11 @@ def _rates(rows: Sequence[Row]) -> str:
     head = ["method", "seeds", "n", "seen", *scenes, "updates", "training, processor min"]
     lines = [_line(head), _line(["---"] * len(head))]
     for (method, _), group in _groups(rows).items():
-        cells = [method, *_who(group), _rate(group, SEEN, "before")]
-        for scene in scenes:
-            cells.append(" → ".join(_rate(group, scene, phase, short=True) for phase in PHASES))
         offline = [row for row in group if row.scene == SEEN]
+        cells = [method, _seeds(group), _n(group), _rate(_only(offline, "before"))]
+        for scene in scenes:
+            there = [row for row in group if row.scene == scene]
+            cells.append(" → ".join(_rate(_only(there, phase), short=True) for phase in PHASES))
         cells += [_span(row.updates for row in offline)]
         cells += [_span(row.cpu_seconds / 60 for row in offline)]
         lines.append(_line(cells))
@@ -188,25 +198,47 @@ def _rates(rows: Sequence[Row]) -> str:
 
 
 def _returns(rows: Sequence[Row], task: str) -> str:
-    head = ["method", "seeds", "n", "offline R / C", "after R / C", "updates", "paper offline"]
-    lines = [_line([*head, "paper after"]), _line(["---"] * (len(head) + 1))]
+    head = ["method", "seeds", "n", "offline R / C", "during R / C", "after R / C", "updates"]
+    head += ["paper offline", "paper after"]
+    lines = [_line(head), _line(["---"] * len(head))]
     for (method, _), group in _groups(rows).items():
         paper = [f"{r:g} / {c:g}" for r, c in PAPER.get(task, {}).get(method, ())] or ["", ""]
-        cells = [method, *_who(group), _return(group, "before"), _return(group, "after")]
+        cells = [method, _seeds(group), _n(group)]
+        cells += [_return(_only(group, phase)) for phase in PHASES]
         cells += [_span(row.updates for row in group), *paper]
         lines.append(_line(cells))
     lines += ["", "Return and cost an episode of 1000 frames: mean over episodes, ± over seeds."]
     return "\n".join(lines)
 
 
-def _who(group: Sequence[Row]) -> list[str]:
-    """Its seeds, and episodes of a judgement."""
-    seeds = sorted({row.seed for row in group})
-    return [", ".join(map(str, seeds)), _span(row.n for row in group if row.phase != "during")]
+def _learning(rows: Sequence[Row], task: str) -> str:
+    """A line for each point of each method's offline training."""
+    by_return = task.startswith(NAVIGATION)
+    head = ["method", "seeds", "n", "updates", "R / C" if by_return else "success/violation"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for (method, _), group in _groups(rows).items():
+        points = curve(group)
+        for updates in dict.fromkeys(row.updates for row in points):
+            there = [row for row in points if row.updates == updates]
+            figures = _return(there) if by_return else _rate(there)
+            lines.append(_line([method, _seeds(there), _n(there), str(updates), figures]))
+    return "\n".join(lines)
 
 
-def _rate(group: Sequence[Row], scene: str, phase: str, short: bool = False) -> str:
-    found = [row for row in group if (row.scene, row.phase) == (scene, phase)]
+def _only(rows: Sequence[Row], phase: str) -> list[Row]:
+    return [row for row in rows if row.phase == phase]
+
+
+def _seeds(group: Sequence[Row]) -> str:
+    return ", ".join(map(str, sorted({row.seed for row in group})))
+
+
+def _n(group: Sequence[Row]) -> str:
+    """Episodes of a judgement."""
+    return _span(row.n for row in group if row.phase != "during")
+
+
+def _rate(found: Sequence[Row], short: bool = False) -> str:
     n = sum(row.n for row in found)
     if not n:
         return "–"
@@ -218,8 +250,7 @@ def _rate(group: Sequence[Row], scene: str, phase: str, short: bool = False) -> 
     return "/".join(parts)
 
 
-def _return(group: Sequence[Row], phase: str) -> str:
-    found = [row for row in group if row.phase == phase]
+def _return(found: Sequence[Row]) -> str:
     if not found:
         return "–"
     parts = []

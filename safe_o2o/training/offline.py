@@ -44,10 +44,14 @@ class OfflineConfig:
     threads: int = 0
     """threads of PyTorch; 0 leaves its default. The same number gives the same metrics."""
     device: str = "cpu"
+    until: int = 0
+    """update that this call stops after, to be gone on with later; 0 trains to the end"""
 
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1 or self.log_every < 1 or self.keep < 1:
             raise ConfigError("checkpoint_every, log_every and keep must be at least 1")
+        if self.until < 0:
+            raise ConfigError(f"until must be an update or 0, got {self.until}")
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ def train_offline(
 ) -> OfflineReport:
     """Train until `config.total_updates`, from the newest checkpoint in `out` if there is one.
 
+    With `run.until` only so far; what a later call goes on with is the same to the bit.
+
     Under `torchrun` each process takes its share of every batch, and the first one writes: the same
     as one process with the whole batch would do, up to the order of sums.
 
@@ -184,7 +190,8 @@ def _train(
     log = MetricLog(out / "metrics.jsonl", resume_at=start) if writes else None
     line: dict[str, float] = {}
     began = time.perf_counter()
-    while algorithm.step < config.total_updates:
+    last = min(run.until or config.total_updates, config.total_updates)
+    while algorithm.step < last:
         batch = replay.sample(rows=rows).to(run.device, non_blocking=True)
         recent.append(algorithm.update(batch))
         step = algorithm.step
@@ -202,7 +209,7 @@ def _train(
                 log.append(step, line)
         if progress is not None:
             progress(step, config.total_updates, line)
-        if writes and (step % run.checkpoint_every == 0 or step == config.total_updates):
+        if writes and (step % run.checkpoint_every == 0 or step == last):
             state = {
                 "algorithm": algorithm.state_dict(),
                 "replay": replay.state_dict(),
