@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,3 +54,7 @@ def make_world(monkeypatch, tmp_path) -> Iterator[World]:
             node.destroy_node()
         executor.shutdown()
         rclpy.try_shutdown(context=context)
+    # A running node freezes the heap, and its DDS participant lives as long as the node's object:
+    # thirty of them in this process, and new ones' ports are beyond where others look for peers.
+    gc.unfreeze()
+    gc.collect()

@@ -373,7 +373,7 @@ def _run_graph(run_dir: Path, config: DeployConfig, progress: Progress | None) -
     with _processes(run_dir, config, nodes, parameters) as group:
         while True:
             ended = group.wait(0.2)
-            watch.look()
+            watch.look(group)
             if ended is not None:
                 node, code = by_name[ended], group.processes[ended].returncode
                 if node.drives and code == 0:
@@ -401,11 +401,11 @@ class _Watch:
         self.seen = (-1, -1)
         self.changed = time.monotonic()
 
-    def look(self) -> None:
+    def look(self, group: ProcessGroup) -> None:
         """Look at the disk once.
 
         Raises:
-            DeploymentError: nothing has changed for too long.
+            DeploymentError: nothing has changed for too long; says what who drives said last.
         """
         seen = (_recorded(self.run_dir, self.config), len(read_rounds(self.run_dir)))
         now = time.monotonic()
@@ -416,8 +416,9 @@ class _Watch:
         patience = STALL_TIMEOUT + (self.config.wait_for_learner if self.config.learner else 0.0)
         waits_for_people = self.config.graph == "real" or self.config.drive == "demonstrate"
         if not waits_for_people and now - self.changed > patience:
+            said = [f"{n.name}: {group.last_words(n.name)}" for n in group.nodes if n.drives]
             raise DeploymentError(
-                f"no new episode for {patience:.0f} s",
+                f"no new episode for {patience:.0f} s ({'; '.join(said)})",
                 todo=f"see {self.run_dir / 'deploy' / 'logs'}",
             )
 

@@ -50,6 +50,8 @@ COMMIT_TIMEOUT = 5.0
 """Wall time after which the recorder's word on an ended episode is not coming, s."""
 MOST_PASSED_OVER = 3
 """Instants in a row that are passed over because their picture was late."""
+STUCK = 30.0
+"""Time in one phase after which the log says which, s."""
 ASK_AGAIN = 0.3
 """Time until a robot that has no new episode yet is asked again, s."""
 
@@ -118,7 +120,7 @@ class EpisodeDriver(GuardedNode):
         self.task: TaskDescription | None = None
         self.done = 0
         self.failed_commits = 0
-        self._phase_since = time.monotonic()
+        self._phase_since, self._said_stuck = time.monotonic(), False
         self._newest_stamp = self._newest_offer = 0.0
         self._passed_over = 0
         self._future: Any = None
@@ -292,6 +294,15 @@ class EpisodeDriver(GuardedNode):
     def advance(self) -> None:
         """Look at what the current phase waits for."""
         waited = time.monotonic() - self._phase_since
+        if waited > STUCK and not self._said_stuck:
+            self._said_stuck = True
+            unheard = ", ".join(sorted(self._instants.unheard)) or "none"
+            self.get_logger().info(
+                f"in phase {self.phase} for {waited:.0f} s: {self.done} episodes, "
+                f"{self.step_count} decisions in this one, "
+                f"{self._instants.dropped} instants not whole, "
+                f"topics never heard: {unheard}"
+            )
         if self.phase == "connect" and self.task is not None and self._reset.service_is_ready():
             self._enter("between")
         elif self.phase == "between" and waited >= self._pause and self.may_go_on(waited):
@@ -355,6 +366,6 @@ class EpisodeDriver(GuardedNode):
         self._answerable = False
 
     def _enter(self, phase: str) -> None:
-        self.phase, self._phase_since = phase, time.monotonic()
+        self.phase, self._phase_since, self._said_stuck = phase, time.monotonic(), False
         if phase == "recorder":
             self._future = None

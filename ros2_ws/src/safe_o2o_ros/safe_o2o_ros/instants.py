@@ -38,17 +38,20 @@ class Instants:
         hear: Callable[[str, Any], None],
     ) -> None:
         self._take, self._hear = take, hear
+        self.unheard = {topic for _, topic, _ in STREAMS}
+        """Topics that nothing has come from yet."""
         self._matcher = StampMatcher([part for part, _, _ in STREAMS], anchor="status")
         for part, topic, kind in STREAMS:
-            node.create_subscription(kind, topic, node.guarded(self._part(part)), qos.STREAM)
+            node.create_subscription(kind, topic, node.guarded(self._part(part, topic)), qos.STREAM)
 
     @property
     def dropped(self) -> int:
         """Instants at which something was missing."""
         return self._matcher.dropped
 
-    def _part(self, part: str) -> Callable[[Any], None]:
+    def _part(self, part: str, topic: str) -> Callable[[Any], None]:
         def take(msg: Any) -> None:
+            self.unheard.discard(topic)
             self._hear(part, msg)
             complete = self._matcher.add(part, stamp_key(msg.header.stamp), msg)
             if complete is not None:
