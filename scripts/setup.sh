@@ -4,6 +4,7 @@
 #   scripts/setup.sh                       the Python side
 #   scripts/setup.sh --browser             and a browser, for the test that opens the report in one
 #   scripts/setup.sh --safety-gymnasium    and Safety-Gymnasium with what its pictures need (45 MB)
+#   scripts/setup.sh --rerun               and the Rerun viewer, for `safe-o2o watch --rerun` (170 MB)
 #
 # System packages are installed with consent only: asked on a terminal, given by SAFE_O2O_YES=1 (or CI=true),
 # else the line to run is printed. Settings from the environment:
@@ -236,6 +237,7 @@ for wish in "$@"; do
   case "$wish" in
     --browser) install_browser ;;
     --safety-gymnasium) install_safety_gymnasium ;;
+    --rerun) pip -e ".[rerun]" ;;
     *) die "unknown option $wish" ;;
   esac
 done

@@ -108,6 +108,7 @@ THEIRS: dict[str, tuple[str, ...]] = {
     "diagnostic_msgs": ("safe_o2o_ros",),
     "tyro": ("safe_o2o.cli",),
     "rich": ("safe_o2o.cli", "safe_o2o_ros.watch"),
+    "rerun": ("safe_o2o_ros.rerun_stream",),
 }
 # Inside an allowed place, yet without it: the arithmetic of an evaluation must run anywhere.
 WITHOUT: dict[str, tuple[str, ...]] = {

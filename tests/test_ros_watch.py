@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -81,15 +84,22 @@ def test_a_node_that_fell_silent_is_an_error() -> None:
 
 def test_a_run_is_watched_where_it_runs(tmp_path: Path, capfd) -> None:
     codes: list[int] = []
+    watched = tmp_path / "watched.rrd"
+    seen = ["--rerun", str(watched)] if find_spec("rerun") else []
     report = run(
         tmp_path,
         standin_bundles(),
         episodes=6,
-        progress=once(1, lambda: codes.append(main(["watch", str(tmp_path), "--once"]))),
+        progress=once(1, lambda: codes.append(main(["watch", str(tmp_path), "--once", *seen]))),
     )
     text = capfd.readouterr().out
     assert len(report.episodes) == 6 and codes[0] in (0, 1), text
     for word in ("ARMED", "policy_node", "camera_node", "inference", "reward"):
         assert word in text, (word, text)
+    if seen:
+        verify = [sys.executable, "-m", "rerun", "rrd", "print", str(watched)]
+        found = subprocess.run(verify, capture_output=True, text=True, check=True).stdout
+        for entity in ("/world/arm/panda_hand", "/world/certified", "/camera", "/filter/margin"):
+            assert entity in found, found
     assert where_it_runs(tmp_path) is None
     assert main(["watch", str(tmp_path)]) == 2

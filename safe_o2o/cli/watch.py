@@ -1,9 +1,9 @@
-"""`safe-o2o watch [RUN]`: a running graph at a glance, in the terminal."""
+"""`safe-o2o watch [RUN]`: a running graph at a glance, in the terminal and in the Rerun viewer."""
 
 from __future__ import annotations
 
-import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +23,9 @@ from safe_o2o.runtime.process_group import (
     where_it_runs,
 )
 
+CLOSING = 10.0
+"""Longest that the picture's process may take to write what it has, s."""
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -32,11 +35,14 @@ class Arguments:
         run: a run that `deploy` or `finetune` is at; without one, the ROS domain that is set.
         namespace: of the graph, where no run is given; `/safe_o2o` is that of `real.launch.py`.
         once: one picture; the exit code is 1 where something is wrong.
+        rerun: also stream to the Rerun viewer: `viewer` starts one, `FILE.rrd` is written to be
+            opened later, `rerun+http://HOST:9876/proxy` is one that runs already.
     """
 
     run: Annotated[Path | None, tyro.conf.arg(metavar="RUN"), tyro.conf.Positional] = None
     namespace: str = "/"
     once: bool = False
+    rerun: str = ""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,6 +65,14 @@ def main(argv: Sequence[str]) -> int:
     environment.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))
     command = [sys.executable, "-m", "safe_o2o_ros.watch", "--namespace", namespace]
     command += ["--once"] if arguments.once else []
-    with contextlib.suppress(KeyboardInterrupt):  # the picture's own process ends by it as well
-        return subprocess.run(command, env=environment, check=False).returncode
-    return 0
+    command += ["--rerun", arguments.rerun] if arguments.rerun else []
+    process = subprocess.Popen(command, env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)  # a terminal has told it already; `kill` has not
+    try:
+        return process.wait(CLOSING)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise

@@ -10,8 +10,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -22,11 +24,26 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
 
+from safe_o2o.errors import MissingDependencyError, SafeO2OError
 from safe_o2o.types import Verdict
 from safe_o2o_ros import qos
-from safe_o2o_ros.conversions import FilterStatus, TaskStatus, record_from_msg
+from safe_o2o_ros.arm_node import PROPOSALS
+from safe_o2o_ros.conversions import (
+    FilterStatus,
+    TaskDescription,
+    TaskStatus,
+    record_from_msg,
+    record_from_text,
+)
+from safe_o2o_ros.handover import TAKEOVER
 from safe_o2o_ros.node import ERROR, OK, WARN, make_executor
+
+if TYPE_CHECKING:
+    from safe_o2o_ros.rerun_stream import RerunStream
 
 SILENT = 3.0
 """Time after which a node that tells its health once a second counts as silent, s."""
@@ -162,7 +179,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--namespace", default="/")
     parser.add_argument("--once", action="store_true", help="one picture, and what it comes to")
     parser.add_argument("--wait", type=float, default=5.0, help="how long to listen once, s")
+    parser.add_argument("--rerun", default="", help="also to the Rerun viewer: see rerun_stream")
     arguments = parser.parse_args(argv)
+    try:
+        stream = _stream_to(arguments.rerun) if arguments.rerun else None
+    except SafeO2OError as error:
+        sys.stderr.write(f"{' '.join(str(error).split())}\n")
+        return error.exit_code
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -172,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def keep(cls: type[TaskStatus] | type[FilterStatus]) -> None:
         def take(msg: DiagnosticArray) -> None:
             board.status = record_from_msg(cls, msg)
+            if stream is not None:
+                stream.status(board.status)
 
         topic = "task_status" if cls is TaskStatus else "filter_status"
         node.create_subscription(DiagnosticArray, topic, take, qos.STREAM)
@@ -181,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     node.create_subscription(
         DiagnosticArray, "/diagnostics", lambda msg: board.hear(msg, time.monotonic()), 50
     )
+    if stream is not None:
+        _connect(node, stream)
     executor = make_executor()
     executor.add_node(node)
     try:
@@ -200,9 +227,55 @@ def main(argv: Sequence[str] | None = None) -> int:
                     live.update(board.render(time.monotonic()), refresh=True)
         return 0
     finally:
+        if stream is not None:
+            stream.close()
         node.destroy_node()
         executor.shutdown()
         rclpy.try_shutdown()
+
+
+def _stream_to(where: str) -> RerunStream:
+    """Rerun is an extra: only who asks for it needs it.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+        SafeO2OError: see `open_stream`.
+    """
+    try:
+        from safe_o2o_ros import rerun_stream
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{error.name} is not installed", where="rerun", todo="pip install 'safe_o2o[rerun]'"
+        ) from error
+    return rerun_stream.RerunStream(rerun_stream.open_stream(where))
+
+
+def _connect(node: Node, stream: RerunStream) -> None:
+    """What the viewer shows beyond the terminal."""
+
+    def guarded(take: Callable[[Any], None]) -> Callable[[Any], None]:
+        def call(msg: Any) -> None:
+            try:
+                take(msg)
+            except SafeO2OError as error:  # somebody else's message; the next one may be fine
+                node.get_logger().warning(str(error), throttle_duration_sec=5.0)
+
+        return call
+
+    for kind, topic, take, profile in (
+        (String, "task_description", _described(stream), qos.LATCHED),
+        (JointState, "joint_states", stream.measured, qos.SENSOR),
+        (JointState, "joint_commands", stream.commanded, qos.SENSOR),
+        (JointTrajectory, PROPOSALS, stream.proposed, qos.COMMAND),
+        (JointTrajectory, TAKEOVER, partial(stream.proposed, person=True), qos.COMMAND),
+        (Image, "image_stream", stream.picture, qos.SENSOR),
+        (DiagnosticArray, "/diagnostics", stream.heard, qos.STREAM),
+    ):
+        node.create_subscription(kind, topic, guarded(take), profile)
+
+
+def _described(stream: RerunStream) -> Callable[[String], None]:
+    return lambda msg: stream.task(record_from_text(TaskDescription, msg))
 
 
 if __name__ == "__main__":
