@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from safe_o2o.errors import DataError
+from safe_o2o.errors import ConfigError, DataError
 from safe_o2o.report import standings
+from safe_o2o.report.learning_curve import draw
 from safe_o2o.report.standings import Row
 
 ROW = Row(
@@ -102,3 +103,40 @@ def test_navigation_stands_beside_the_paper() -> None:
     assert found["after R / C"] == "15 / 1"
     assert (found["paper offline"], found["paper after"]) == ("18.7 / 1.4", "21.5 / 0.2")
     assert "Nothing was measured" in standings.table(rows, "safe_reach")
+
+
+def test_one_seed_has_the_spread_of_its_episodes() -> None:
+    task = "safety_point_goal1"
+    row = replace(ROW, task=task, n=100, return_=12.0, cost=3.0, return_sd=5.0, cost_sd=10.0)
+    mean, side = standings.spread([row], "return")
+    assert (mean, side) == pytest.approx((12.0, 0.98))
+    assert "12 ± 0.98 / 3 ± 2" in standings.table([row], task)
+    old = replace(row, return_sd=None, cost_sd=None)  # a line of before
+    assert "12 / 3" in standings.table([old], task)
+    assert standings.spread([row, replace(row, return_=14.0)], "return") == pytest.approx(
+        (13, 2**0.5)
+    )
+
+
+def test_the_way_through_training_is_a_table_and_a_picture(tmp_path: Path) -> None:
+    task = "safety_point_goal1"
+    rows = [
+        replace(ROW, task=task, phase=phase, updates=updates, return_=r, return_sd=4.0, cost_sd=9.0)
+        for phase, updates, r in (
+            ("learning", 2000, 5.0), ("learning", 4000, 8.0), ("before", 6000, 9.0),
+            ("after", 6320, 10.0),
+        )
+    ]  # fmt: skip
+    assert [row.updates for row in standings.curve(rows)] == [2000, 4000, 6000]
+    assert rows[0].key != rows[1].key
+    table = standings.table(rows, task)
+    assert "| 2000 | 5 ±" in table and "| 6000 | 9 ±" in table and "10 ±" in table
+    for ending, magic in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        path = tmp_path / "new" / f"curve.{ending}"
+        draw(rows, task, path)
+        assert path.read_bytes().startswith(magic)
+    draw([ROW], ROW.task, tmp_path / "rates.png")
+    with pytest.raises(DataError, match="nothing of safe_reach"):
+        draw(rows, "safe_reach", tmp_path / "none.png")
+    with pytest.raises(ConfigError, match="png"):
+        draw(rows, task, tmp_path / "curve.txt")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import time
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ class Arguments:
         online_updates: gradient steps after each round.
         workers: processes for episodes.
         threads: threads of PyTorch.
+        picture: where to draw the policies' way through offline training: PNG, SVG or PDF.
     """
 
     out: Path = Path("runs/protocol")
@@ -74,6 +76,7 @@ class Arguments:
     online_updates: int = 80
     workers: int = 2
     threads: int = 2
+    picture: Path | None = None
 
     def named(self, field: str) -> list[str]:
         """A field's entries."""
@@ -98,7 +101,12 @@ def main(argv: Sequence[str]) -> None:
     ]
     for run in runs:
         run.measure()
-    print(standings.table(standings.read(arguments.results), task))
+    rows = standings.read(arguments.results)
+    print(standings.table(rows, task))
+    if arguments.picture is not None:
+        from safe_o2o.report.learning_curve import draw
+
+        draw(rows, task, arguments.picture)
 
 
 def _numbers(arguments: Arguments, field: str) -> list[int]:
@@ -327,6 +335,8 @@ class Run:
             violation=sum(episode.violation for episode in episodes),
             return_=sum(episode.return_ for episode in episodes) / max(n, 1),
             cost=sum(episode.cost for episode in episodes) / max(n, 1),
+            return_sd=_deviation([episode.return_ for episode in episodes]),
+            cost_sd=_deviation([episode.cost for episode in episodes]),
             updates=updates,
             **_Clock(self.folder / TRAINED).spent,
             made_by={"commit": commit(), "threads": self.arguments.threads}
@@ -350,6 +360,10 @@ class _Clock:
             self.spent[name] += after - before
         self._began = now
         write_atomic(self.path, json.dumps(self.spent).encode())
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _link(path: Path, target: Path) -> None:

@@ -84,6 +84,8 @@ class Row:
         seconds: wall time of the training behind it.
         cpu_seconds: processor time of the same.
         made_by: commit, versions and machine.
+        return_sd: standard deviation of the episodes' returns; None in older lines.
+        cost_sd: likewise, of their costs.
     """
 
     task: str
@@ -101,6 +103,8 @@ class Row:
     seconds: float
     cpu_seconds: float
     made_by: Mapping[str, Any]
+    return_sd: float | None = None
+    cost_sd: float | None = None
 
     @property
     def key(self) -> str:
@@ -167,7 +171,7 @@ def curve(rows: Sequence[Row]) -> list[Row]:
     return sorted(found, key=lambda row: row.updates)
 
 
-def _groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+def groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     """By method and settings, in the order of their first line."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -180,7 +184,7 @@ def _rates(rows: Sequence[Row]) -> str:
     scenes = list(dict.fromkeys(row.scene for row in rows if row.scene != SEEN))
     head = ["method", "seeds", "n", "seen", *scenes, "updates", "training, processor min"]
     lines = [_line(head), _line(["---"] * len(head))]
-    for (method, _), group in _groups(rows).items():
+    for (method, _), group in groups(rows).items():
         offline = [row for row in group if row.scene == SEEN]
         cells = [method, _seeds(group), _n(group), _rate(_only(offline, "before"))]
         for scene in scenes:
@@ -201,13 +205,17 @@ def _returns(rows: Sequence[Row], task: str) -> str:
     head = ["method", "seeds", "n", "offline R / C", "during R / C", "after R / C", "updates"]
     head += ["paper offline", "paper after"]
     lines = [_line(head), _line(["---"] * len(head))]
-    for (method, _), group in _groups(rows).items():
+    for (method, _), group in groups(rows).items():
         paper = [f"{r:g} / {c:g}" for r, c in PAPER.get(task, {}).get(method, ())] or ["", ""]
         cells = [method, _seeds(group), _n(group)]
         cells += [_return(_only(group, phase)) for phase in PHASES]
         cells += [_span(row.updates for row in group), *paper]
         lines.append(_line(cells))
-    lines += ["", "Return and cost an episode of 1000 frames: mean over episodes, ± over seeds."]
+    lines += [
+        "",
+        "Return and cost an episode of 1000 frames, means over episodes; ± is the standard",
+    ]
+    lines += ["over seeds, with one seed 1.96 standard errors over its episodes."]
     return "\n".join(lines)
 
 
@@ -216,7 +224,7 @@ def _learning(rows: Sequence[Row], task: str) -> str:
     by_return = task.startswith(NAVIGATION)
     head = ["method", "seeds", "n", "updates", "R / C" if by_return else "success/violation"]
     lines = [_line(head), _line(["---"] * len(head))]
-    for (method, _), group in _groups(rows).items():
+    for (method, _), group in groups(rows).items():
         points = curve(group)
         for updates in dict.fromkeys(row.updates for row in points):
             there = [row for row in points if row.updates == updates]
@@ -250,13 +258,30 @@ def _rate(found: Sequence[Row], short: bool = False) -> str:
     return "/".join(parts)
 
 
+def spread(found: Sequence[Row], what: str) -> tuple[float, float]:
+    """Mean of a measurement, and how far to either side: the standard deviation over seeds.
+
+    Of one seed it is 1.96 standard errors over its episodes; NaN where nobody noted them.
+
+    Args:
+        found: lines of one method, scene, phase and number of updates, a seed each.
+        what: `return` or `cost`.
+    """
+    values = [row.return_ if what == "return" else row.cost for row in found]
+    if len(values) > 1:
+        return float(np.mean(values)), float(np.std(values, ddof=1))
+    deviation = getattr(found[0], f"{what}_sd")
+    known = deviation is not None and found[0].n > 1
+    return values[0], 1.96 * deviation / np.sqrt(found[0].n) if known else float("nan")
+
+
 def _return(found: Sequence[Row]) -> str:
     if not found:
         return "–"
     parts = []
-    for values in ([row.return_ for row in found], [row.cost for row in found]):
-        spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
-        parts.append(f"{np.mean(values):.3g}{spread}")
+    for what in ("return", "cost"):
+        mean, side = spread(found, what)
+        parts.append(f"{mean:.3g}" + (f" ± {side:.2g}" if np.isfinite(side) else ""))
     return " / ".join(parts)
 
 
