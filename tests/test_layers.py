@@ -107,7 +107,7 @@ THEIRS: dict[str, tuple[str, ...]] = {
     "trajectory_msgs": ("safe_o2o_ros",),
     "diagnostic_msgs": ("safe_o2o_ros",),
     "tyro": ("safe_o2o.cli",),
-    "rich": ("safe_o2o.cli", "safe_o2o_ros.watch"),
+    "rich": ("safe_o2o.cli", "safe_o2o_ros.board", "safe_o2o_ros.watch", "safe_o2o_ros.operate"),
     "rerun": ("safe_o2o_ros.rerun_stream",),
 }
 # Inside an allowed place, yet without it: the arithmetic of an evaluation must run anywhere.

@@ -213,6 +213,27 @@ def test_a_person_takes_over_from_the_policy_and_both_wishes_are_recorded(
     assert json.loads(line)["ticks"]["human"] > 100
 
 
+def test_a_word_of_success_is_heard_while_the_arm_rests(operator, tmp_path) -> None:
+    work = Deployment(tmp_path, episodes=1, takeover=True, drive="demonstrate")
+    device = operator.node.create_publisher(Twist, "/spacenav/twist", qos.SENSOR)
+    operator.insist("arm")
+    operator.insist("begin")
+    operator.decisions(3)  # what moves before is done once more
+    push = Twist()
+    push.linear.y = 0.7
+    for _ in range(30):
+        device.publish(push)
+        operator.wait(0.05)
+    device.publish(Twist())
+    operator.wait(2.0)  # at the goal, at rest, and nobody moves it any more
+    operator.insist("success")
+    work.join(60.0)
+    assert work.error is None and work.report is not None, work.error
+    (episode,) = Dataset(tmp_path / "dataset")
+    assert len(episode) < 60  # not what is left of the eighty steps
+    assert episode.array("reward").sum() == 1.0 and episode.array("terminated")[-1]
+
+
 def test_a_dead_camera_stops_a_real_arm(operator, tmp_path) -> None:
     work = Deployment(tmp_path, episodes=1)
     operator.insist("arm")

@@ -13,6 +13,7 @@ import pytest
 rclpy = pytest.importorskip("rclpy", reason="ROS 2 is not installed (pip install 'safe_o2o[ros]')")
 pytest.importorskip("safe_o2o_ros.takeover_node", reason="pip install ./ros2_ws/src/safe_o2o_ros")
 pytest.importorskip("pybullet", reason="needs the simulator (pip install pybullet)")
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from geometry_msgs.msg import Twist, TwistStamped  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from sensor_msgs.msg import JointState, Joy  # noqa: E402
@@ -24,7 +25,8 @@ from safe_o2o.errors import SafeO2OError  # noqa: E402
 from safe_o2o.safety.supervisor import Mode  # noqa: E402
 from safe_o2o.types import Array, Proposal  # noqa: E402
 from safe_o2o_ros import handover, qos  # noqa: E402
-from safe_o2o_ros.conversions import proposal_to_msg  # noqa: E402
+from safe_o2o_ros.conversions import TaskStatus, proposal_to_msg, record_from_msg  # noqa: E402
+from safe_o2o_ros.episode_node import Labels  # noqa: E402
 from safe_o2o_ros.node import WARN  # noqa: E402
 from safe_o2o_ros.robot_node import RobotNode  # noqa: E402
 from safe_o2o_ros.takeover_node import DEVICES, TakeoverNode  # noqa: E402
@@ -151,6 +153,27 @@ def test_the_policy_is_asked_as_before_while_a_person_drives(world) -> None:
     seen = {bench.node.progress.finished_stamp}
     bench.until(lambda: seen.add(bench.node.progress.finished_stamp) or len(seen) > 4)
     assert bench.node.progress.proposal is not bench.node.progress.offered
+
+
+def test_what_a_person_does_is_labelled_where_nobody_else_proposes(world) -> None:
+    bench = Bench(world)
+    rewards: list[float] = []
+    world.client_node.create_subscription(
+        DiagnosticArray,
+        "task_status",
+        lambda msg: rewards.append(record_from_msg(TaskStatus, msg).reward),
+        qos.STREAM,
+    )
+    bench.node.labels = lambda: Labels(reward=1.0)
+    bench.until(lambda: len(rewards) >= 3)
+    assert rewards[-1] == 0.0  # nothing has been done yet
+    bench.said = twist(x=-1.0)
+    bench.until(lambda: rewards[-1] >= 2.0)
+    bench.said = twist()
+    bench.until(lambda: not bench.taken)
+    before, count = rewards[-1], len(rewards)
+    bench.until(lambda: len(rewards) >= count + 4)
+    assert rewards[-1] <= before + 1.0  # its last motion, and nothing of the rest
 
 
 def test_a_stop_goes_before_a_person_who_has_to_let_go_before_going_on(world) -> None:

@@ -21,9 +21,9 @@ from rich.console import Console  # noqa: E402
 
 from safe_o2o.cli.main import main  # noqa: E402
 from safe_o2o.runtime.process_group import where_it_runs  # noqa: E402
+from safe_o2o_ros.board import SILENT, Board  # noqa: E402
 from safe_o2o_ros.conversions import FilterStatus  # noqa: E402
 from safe_o2o_ros.node import ERROR, OK, WARN  # noqa: E402
-from safe_o2o_ros.watch import SILENT, Board  # noqa: E402
 from tests.standin_policy import standin_bundles  # noqa: E402
 from tests.test_ros_graph import nothing_leaks, once, run  # noqa: E402, F401
 

@@ -51,6 +51,11 @@ class Labels:
 class EpisodeNode(ArmNode):
     """Service `~/reset_episode`; publishes states, status and what the task is."""
 
+    labels_by_motion = True
+    """Whether `labels` is asked once a proposal, as in one process, or a person's period: a touch
+    while the arm holds counts for the next. Else, after the first, at every instant that a decision
+    is due."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.episode = self.seed = -1
@@ -130,9 +135,9 @@ class EpisodeNode(ArmNode):
 
     def _publish_status(self, state: RobotState, read_at: float) -> None:
         progress = self.progress
-        if progress.finished_stamp != self._labelled:
-            # Once a proposal, as in one process; a touch while holding counts for the next one.
-            self._labelled = progress.finished_stamp
+        moved_by = (progress.finished_stamp, progress.human)
+        if moved_by != self._labelled or (self._moved and not self.labels_by_motion):
+            self._labelled, self._moved = moved_by, True
             found = self.labels()
             self._reward += found.reward
             self._cost += found.cost
@@ -175,7 +180,8 @@ class EpisodeNode(ArmNode):
         self._began = state.stamp
         self._reward = self._cost = 0.0
         self._terminated = False
-        self._labelled = self.progress.finished_stamp
+        self._labelled = (self.progress.finished_stamp, self.progress.human)
+        self._moved = False
         self._asked: OrderedDict[int, float] = OrderedDict()
         self._answered_at: float | None = None
         self.began(state)

@@ -65,6 +65,8 @@ class RealRobotNodeConfig(DriverConfig):
 class RealRobotNode(EpisodeNode):
     """Its name in the graph is `robot_node`, as that of the twin's."""
 
+    labels_by_motion = False  # an operator speaks once, and most likely when the arm rests
+
     def __init__(self, **options: Any) -> None:
         super().__init__("robot_node", RealRobotNodeConfig, **options)
         self._begun = self._homing = False
@@ -127,7 +129,7 @@ class RealRobotNode(EpisodeNode):
         super().after_tick(ready)
 
     def labels(self) -> Labels:
-        """What the operator said since the last proposal."""
+        """What the operator said since the last call."""
         said, self._pending = self._pending, Labels()
         return said
 

@@ -1,0 +1,247 @@
+"""An operator's console in a terminal: arm, begin, label, stop and drive by single keys.
+
+`safe-o2o operate` starts it. Every key is one of the robot node's services, which say themselves
+whether they are granted; the space bar is always a stop. The arrow keys are a person's device for
+`takeover_node`: a terminal does not tell when a key is let go, so each press moves for a moment
+only, and holding one down repeats it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import sys
+import termios
+import threading
+import time
+import tty
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import rclpy
+from geometry_msgs.msg import Twist
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from std_srvs.srv import Trigger
+
+from safe_o2o_ros import qos
+from safe_o2o_ros.board import Board, follow
+from safe_o2o_ros.node import make_executor
+
+REQUESTS = {
+    "a": ("arm", "the arm may move"),
+    "d": ("disarm", "it may not"),
+    "h": ("shadow", "everything runs, nothing is sent"),
+    "x": ("reset", "after a stop; then arm"),
+    "b": ("begin", "the scene is laid out: begin the episode"),
+    "y": ("success", "the goal was reached: the episode ends"),
+    "n": ("failure", "it ends without it"),
+    "v": ("violation", "something was touched; it goes on"),
+}
+"""Services of the robot node by key."""
+STOP, QUIT = " ", "q"
+DRIVE = {
+    "up": (1.0, 0.0, 0.0),
+    "down": (-1.0, 0.0, 0.0),
+    "left": (0.0, 1.0, 0.0),
+    "right": (0.0, -1.0, 0.0),
+    "u": (0.0, 0.0, 1.0),
+    "j": (0.0, 0.0, -1.0),
+}
+"""Directions in the arm's base frame: away, back, left, right, up, down (REP-103)."""
+ESCAPES = {
+    "[A": "up", "[B": "down", "[C": "right", "[D": "left",
+    "OA": "up", "OB": "down", "OC": "right", "OD": "left",
+}  # fmt: skip
+"""What a terminal sends for the arrow keys after ESC."""
+MOMENT = 0.2
+"""How long one press moves the arm; a held key repeats about thirty times a second, s."""
+EVERY = 0.1
+"""Time between two pictures, s."""
+UNANSWERED = 2.0
+"""Time after which a request counts as not answered, s."""
+
+
+def keys_in(data: bytes) -> list[str]:
+    """The keys that a terminal's bytes stand for; sequences that are no arrow key are left out."""
+    text, found, at = data.decode("utf-8", "replace"), [], 0
+    while at < len(text):
+        if text[at] != "\x1b":
+            found.append(text[at])
+            at += 1
+            continue
+        arrow = ESCAPES.get(text[at + 1 : at + 3])
+        if arrow is not None:
+            found.append(arrow)
+            at += 3
+            continue
+        at += 1  # some other key's sequence: up to its last character, none of which is a key
+        if at < len(text) and text[at] in "[O":
+            at += 1
+            while at < len(text) and not "@" <= text[at] <= "~":
+                at += 1
+            at += 1
+    return found
+
+
+class OperatorConsole:
+    """Keys to services and to a device's topic.
+
+    Args:
+        node: speaks for it, in the graph's namespace.
+        robot: name of the node that moves the arm.
+        device_topic: where `takeover_node` listens to a Twist.
+        full: what the device says at full deflection.
+    """
+
+    def __init__(self, node: Node, robot: str, device_topic: str, full: float) -> None:
+        self.full, self.done = full, False
+        self.said = Text("")
+        self._clients: dict[str, Any] = {
+            name: node.create_client(Trigger, f"{robot}/{name}")
+            for name in ("stop", *(name for name, _ in REQUESTS.values()))
+        }
+        self._device = node.create_publisher(Twist, device_topic, qos.SENSOR)
+        self._asked: list[tuple[str, float, Any]] = []  # request, when, answer to come
+        self._direction, self._until = (0.0, 0.0, 0.0), 0.0
+
+    def press(self, key: str, now: float) -> None:
+        """Do what a key stands for; an unknown one does nothing.
+
+        Args:
+            key: a character, or an arrow's name.
+            now: on the monotonic clock, s.
+        """
+        if key == STOP:
+            self._until = 0.0
+            self._ask("stop", now)
+        elif key.lower() in REQUESTS:
+            self._ask(REQUESTS[key.lower()][0], now)
+        elif key.lower() in DRIVE:
+            self._direction, self._until = DRIVE[key.lower()], now + MOMENT
+        elif key.lower() == QUIT:
+            self.done = True
+
+    def look(self, now: float) -> None:
+        """Hear answers, and go on driving or let go. Call it twenty times a second or so."""
+        for name, asked, answer in list(self._asked):
+            if answer.done():
+                self._asked.remove((name, asked, answer))
+                self._answered(name, answer.result())
+            elif now - asked > UNANSWERED:
+                self._asked.remove((name, asked, answer))
+                self._say(f"{name}: NO ANSWER", "bold red")
+        if now < self._until:
+            self._tell(self._direction)
+        elif self._direction != (0.0, 0.0, 0.0):
+            self.let_go()
+
+    def let_go(self) -> None:
+        """The device rests."""
+        self._tell((0.0, 0.0, 0.0))
+        self._direction, self._until = (0.0, 0.0, 0.0), 0.0
+
+    def render(self) -> RenderableType:
+        """The keys, and what was answered last."""
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_row(Text("space", "bold red"), Text("STOP", "bold red"), "always; latched")
+        for key, (name, meaning) in REQUESTS.items():
+            table.add_row(Text(key, "bold"), name, meaning)
+        drive = "drive, where the graph has takeover; each press for a moment"
+        table.add_row(Text("arrows u j", "bold"), "", drive)
+        table.add_row(Text("q", "bold"), "", "leave; the arm stays as it is")
+        return Panel(Group(table, Text(""), self.said), title="keys")
+
+    def _ask(self, name: str, now: float) -> None:
+        client = self._clients[name]
+        if not client.service_is_ready():
+            style = "bold red" if name == "stop" else "yellow"
+            self._say(f"{name}: nobody offers {client.srv_name}", style)
+            return
+        self._asked.append((name, now, client.call_async(Trigger.Request())))
+
+    def _answered(self, name: str, answer: Trigger.Response) -> None:
+        word = "granted" if answer.success else "REFUSED"
+        self._say(f"{name}: {word} {answer.message}", "green" if answer.success else "yellow")
+
+    def _say(self, text: str, style: str) -> None:
+        self.said = Text(f"{time.strftime('%H:%M:%S')}  {text}", style)
+
+    def _tell(self, direction: tuple[float, float, float]) -> None:
+        push = Twist()
+        push.linear.x, push.linear.y, push.linear.z = (self.full * part for part in direction)
+        self._device.publish(push)
+
+
+@contextmanager
+def single_keys(terminal: int) -> Iterator[None]:
+    """Keys come one by one and are not shown; Ctrl-C is still Ctrl-C."""
+    before = termios.tcgetattr(terminal)
+    try:
+        tty.setcbreak(terminal)
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Operate until `q` or Ctrl-C.
+
+    Returns:
+        0; 2 without a terminal to press keys in.
+    """
+    parser = argparse.ArgumentParser(prog="safe_o2o_ros.operate", description=__doc__)
+    parser.add_argument("--namespace", default="/")
+    parser.add_argument("--robot", default="robot_node", help="node that moves the arm")
+    parser.add_argument("--device-topic", default="/spacenav/twist")
+    parser.add_argument("--full", type=float, default=0.7, help="takeover_node's `full`")
+    arguments = parser.parse_args(argv)
+    if not sys.stdin.isatty():
+        sys.stderr.write("operate: needs a terminal to press keys in\n")
+        return 2
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    node, board = Node("operate", namespace=arguments.namespace), Board()
+    follow(node, board)
+    keys = OperatorConsole(node, arguments.robot, arguments.device_topic, arguments.full)
+    executor = make_executor()
+    executor.add_node(node)
+    terminal, due = sys.stdin.fileno(), 0.0
+    try:
+        with (
+            single_keys(terminal),
+            Live(keys.render(), console=Console(), auto_refresh=False) as live,
+        ):
+            while not (stop.is_set() or keys.done):
+                executor.spin_once(timeout_sec=0.02)
+                now = time.monotonic()
+                if select.select([terminal], [], [], 0.0)[0]:
+                    data = os.read(terminal, 256)
+                    if not data:  # the terminal is gone
+                        break
+                    for key in keys_in(data):
+                        keys.press(key, now)
+                keys.look(now)
+                if now >= due:
+                    due = now + EVERY
+                    live.update(Group(board.arm(now), keys.render()), refresh=True)
+        return 0
+    finally:
+        keys.let_go()
+        node.destroy_node()
+        executor.shutdown()
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
