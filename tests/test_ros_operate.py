@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -24,6 +25,7 @@ from std_srvs.srv import Trigger  # noqa: E402
 
 from safe_o2o.cli.main import main  # noqa: E402
 from safe_o2o.runtime.process_group import free_domain  # noqa: E402
+from safe_o2o.safety.shadow import ShadowReport  # noqa: E402
 from safe_o2o_ros import qos  # noqa: E402
 from safe_o2o_ros.operate import MOMENT, REQUESTS, OperatorConsole, keys_in  # noqa: E402
 from tests.ros_world import World, make_world  # noqa: E402, F401
@@ -55,6 +57,8 @@ class Cell:
         def answer(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
             self.asked.append(name)
             response.success, response.message = name != "begin", "an episode is on"
+            if name == "shadow_report":
+                response.message = json.dumps(ShadowReport().report() | {"missing": ["time"]})
             return response
 
         return answer
@@ -77,7 +81,10 @@ def test_every_key_asks_for_its_service_and_says_the_answer(world) -> None:
         cell.ready(name)
         cell.console.press(key, time.monotonic())
         cell.until(lambda name=name: name in cell.asked and not cell.console._asked)
-        word = "REFUSED an episode is on" if name == "begin" else "granted"
+        word = {
+            "begin": "REFUSED an episode is on",
+            "shadow_report": "0 interventions in 0 ticks; time",
+        }.get(name, "granted")
         assert f"{name}: {word}" in cell.console.said.plain
     assert cell.asked == list(dict.fromkeys(cell.asked))
     cell.console.press("A", 0.0)  # with the shift key as well

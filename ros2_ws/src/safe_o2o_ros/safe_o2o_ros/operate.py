@@ -9,6 +9,7 @@ only, and holding one down repeats it.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import select
 import signal
@@ -36,10 +37,12 @@ from safe_o2o_ros import qos
 from safe_o2o_ros.board import Board, follow
 from safe_o2o_ros.node import make_executor
 
+REPORT = "shadow_report"
 REQUESTS = {
     "a": ("arm", "the arm may move"),
     "d": ("disarm", "it may not"),
     "h": ("shadow", "everything runs, nothing is sent"),
+    "r": (REPORT, "what shadow mode has seen: is it time to arm?"),
     "x": ("reset", "after a stop; then arm"),
     "b": ("begin", "the scene is laid out: begin the episode"),
     "y": ("success", "the goal was reached: the episode ends"),
@@ -169,8 +172,12 @@ class OperatorConsole:
         self._asked.append((name, now, client.call_async(Trigger.Request())))
 
     def _answered(self, name: str, answer: Trigger.Response) -> None:
-        word = "granted" if answer.success else "REFUSED"
-        self._say(f"{name}: {word} {answer.message}", "green" if answer.success else "yellow")
+        text = f"{'granted' if answer.success else 'REFUSED'} {answer.message}"
+        if name == REPORT:
+            found = json.loads(answer.message)
+            text = "; ".join(found["missing"]) or "nothing is missing"
+            text = f"{found['interventions']} interventions in {found['proposed']} ticks; {text}"
+        self._say(f"{name}: {text}", "green" if answer.success else "yellow")
 
     def _say(self, text: str, style: str) -> None:
         self.said = Text(f"{time.strftime('%H:%M:%S')}  {text}", style)
