@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 SOURCES = sorted((PACKAGE / "safe_o2o_ros").glob("*.py"))
 # Python packages that no ROS package key stands for: our own, and what pip brings along with them.
 TRAPS = {"spin", "spin_until_future_complete", "tobytes"}
-NOT_ROS = {"safe_o2o", "safe_o2o_ros", "safe_o2o_sim", "numpy", "rich"}
+NOT_ROS = {"safe_o2o", "safe_o2o_ros", "safe_o2o_sim", "numpy", "rerun", "rich"}
 
 
 def imported():
