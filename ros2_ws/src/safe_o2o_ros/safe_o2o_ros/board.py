@@ -13,6 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from safe_o2o.errors import SafeO2OError
 from safe_o2o.types import Verdict
 from safe_o2o_ros import qos
 from safe_o2o_ros.conversions import FilterStatus, TaskStatus, record_from_msg
@@ -153,7 +154,10 @@ def follow(
 
     def keep(cls: type[TaskStatus] | type[FilterStatus]) -> None:
         def take(msg: DiagnosticArray) -> None:
-            board.status = record_from_msg(cls, msg)
+            try:
+                board.status = record_from_msg(cls, msg)
+            except SafeO2OError:  # of another version, say: the rest can still be seen
+                return
             if also is not None:
                 also(board.status)
 

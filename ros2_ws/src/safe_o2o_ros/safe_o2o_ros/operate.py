@@ -138,7 +138,10 @@ class OperatorConsole:
         for name, asked, answer in list(self._asked):
             if answer.done():
                 self._asked.remove((name, asked, answer))
-                self._answered(name, answer.result())
+                if answer.exception() is not None:
+                    self._say(f"{name}: {answer.exception()}", "bold red")
+                else:
+                    self._answered(name, answer.result())
             elif now - asked > UNANSWERED:
                 self._asked.remove((name, asked, answer))
                 self._say(f"{name}: NO ANSWER", "bold red")
