@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from safe_o2o.errors import ConfigError, MissingDependencyError, StorageError  #
 from safe_o2o.runtime.cartesian import sees_and_steps  # noqa: E402
 from safe_o2o.safety.kinematics import POSTURES, Kinematics  # noqa: E402
 from safe_o2o.types import Verdict  # noqa: E402
+from safe_o2o_ros import rerun_stream  # noqa: E402
 from safe_o2o_ros.conversions import FilterStatus, TaskDescription, image_to_msg  # noqa: E402
 from safe_o2o_ros.node import ERROR, OK  # noqa: E402
 from safe_o2o_ros.rerun_stream import PERSON, PROPOSED, RerunStream, open_stream  # noqa: E402
@@ -166,5 +168,8 @@ def test_a_file_is_whole_and_never_another_ones(tmp_path: Path) -> None:
 def test_a_viewer_that_cannot_be_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "WAYLAND_SOCKET"):
         monkeypatch.delenv(name, raising=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(rerun_stream, "PORT", free.getsockname()[1])
     with pytest.raises(MissingDependencyError, match="does not start"):
         open_stream("viewer")
