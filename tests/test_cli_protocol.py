@@ -91,3 +91,6 @@ def test_bad_numbers_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert main.main(words(tmp_path, f"--{field}", "0,x")) == 2
         said = capsys.readouterr().err
         assert "whole numbers" in said and field in said
+    for points in ("0,1", "2"):  # of two updates
+        assert main.main(words(tmp_path, "--points", points)) == 2
+        assert "between 0 and 2" in capsys.readouterr().err

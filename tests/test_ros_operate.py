@@ -27,19 +27,50 @@ from safe_o2o.cli.main import main  # noqa: E402
 from safe_o2o.runtime.process_group import free_domain  # noqa: E402
 from safe_o2o.safety.shadow import ShadowReport  # noqa: E402
 from safe_o2o_ros import qos  # noqa: E402
-from safe_o2o_ros.operate import MOMENT, REQUESTS, OperatorConsole, keys_in  # noqa: E402
+from safe_o2o_ros.operate import AGAIN, INSIST, MOMENT, REQUESTS, Keys, OperatorConsole  # noqa: E402
 from tests.ros_world import World, make_world  # noqa: E402, F401
 
 pytestmark = pytest.mark.ros
 
 
+def whole(data: bytes) -> list[str]:
+    return Keys().feed(data, 0.0)
+
+
 def test_keys_are_told_apart_and_other_sequences_are_none() -> None:
-    assert keys_in(b"a\x1b[A \x1bOBq") == ["a", "up", " ", "down", "q"]
-    # Page up, F5, shift-arrow, a lone escape: none of them may arm anything.
-    for sequence in (b"\x1b[5~", b"\x1b[15~", b"\x1b[1;2A", b"\x1b", b"\x1bOP"):
-        assert keys_in(sequence) == []
-    assert keys_in(b"\x1b[5~b") == ["b"]
-    assert keys_in(b"\xff") == ["\ufffd"]
+    assert whole(b"a\x1b[A \x1bOBq") == ["a", "up", " ", "down", "q"]
+    # Page up, F5, shift-arrow, escape, F1, a bare console's F1 and F4, Alt-a: none may arm.
+    others = (b"\x1b[5~", b"\x1b[15~", b"\x1b[1;2A", b"\x1b", b"\x1bOP", b"\x1b[[A", b"\x1b[[D")
+    for sequence in (*others, b"\x1ba", b"\x1b[a"):
+        assert whole(sequence) == [], sequence
+    assert whole(b"\x1b[5~b") == ["b"]
+    assert whole(b"\xff") == ["\ufffd"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x1b[A\x1b[B", b"\x1b[5~\x1b[a\x1b[1;2b", b"\x1b[[A\x1bOA\x1by"]
+)
+def test_a_key_that_comes_in_pieces_is_the_same_key(data: bytes) -> None:
+    for cut in range(1, len(data)):
+        keys = Keys()
+        found = keys.feed(data[:cut], 1.0) + keys.feed(data[cut:], 1.1)
+        # What the cut leaves of a sequence may be a letter, but none that asks for anything.
+        assert [key for key in found if key not in "ABCD"] == [
+            key for key in whole(data) if key not in "ABCD"
+        ], cut
+        assert not {key for key in found if key in REQUESTS or key == "q"}
+    many = b"\x1b[A" * 100
+    keys = Keys()
+    assert keys.feed(many[:256], 1.0) + keys.feed(many[256:], 1.01) == ["up"] * 100
+
+
+def test_a_stop_is_heard_in_the_middle_of_anything() -> None:
+    for begun in (b"\x1b", b"\x1b[", b"\x1b[2", b"\x1b[2$", b"\x1bO", b"\x1b[["):
+        assert " " in whole(begun + b" "), begun
+        keys = Keys()
+        assert keys.feed(begun, 1.0) == [] and " " in keys.feed(b" ", 1.1), begun
+        keys = Keys()
+        assert keys.feed(begun, 1.0) == [] and keys.feed(b"a", 9.0) == ["a"]  # long ago
 
 
 class Cell:
@@ -85,12 +116,12 @@ def test_every_key_asks_for_its_service_and_says_the_answer(world) -> None:
             "begin": "REFUSED an episode is on",
             "shadow_report": "0 interventions in 0 ticks; time",
         }.get(name, "granted")
-        assert f"{name}: {word}" in cell.console.said.plain
+        said = cell.console.stop_said if name == "stop" else cell.console.said
+        assert f"{name}: {word}" in said.plain
     assert cell.asked == list(dict.fromkeys(cell.asked))
-    cell.console.press("A", 0.0)  # with the shift key as well
-    cell.until(lambda: cell.asked[-1] == "arm")
+    assert "stop: granted" in cell.console.stop_said.plain  # no other answer hides it
     before = list(cell.asked)
-    for key in "?1\x00\ufffd":
+    for key in "?1\x00\ufffdABDQ":
         cell.console.press(key, time.monotonic())
     cell.until(lambda: True)
     assert cell.asked == before and not cell.console.done
@@ -98,16 +129,49 @@ def test_every_key_asks_for_its_service_and_says_the_answer(world) -> None:
     assert cell.console.done
 
 
-def test_a_request_that_nobody_hears_is_said(world) -> None:
+def test_a_stop_that_nobody_hears_is_said_and_asked_for_again(world) -> None:
+    cell, now = Cell(world, ()), time.monotonic()
+    cell.console.press(" ", now)
+    assert "stop: nobody offers" in cell.console.stop_said.plain
+    cell.console.press("y", now)
+    assert "success: nobody offers" in cell.console.said.plain
+    assert "stop: nobody offers" in cell.console.stop_said.plain
+    world.client_node.create_service(Trigger, "robot_node/stop", cell._answer("stop"))
+    cell.ready("stop")
+    cell.console.look(now + 1.1 * AGAIN)
+    world.until(lambda: cell.asked == ["stop"])
+    cell.until(lambda: not cell.console._asked and "granted" in cell.console.stop_said.plain)
+    cell.console.look(now + 4 * AGAIN)  # granted: it is not asked for any more
+    assert not cell.console._asked and "granted" in cell.console.stop_said.plain
+
+    other = OperatorConsole(world.client_node, "nobody", "/device", 0.7)
+    other.press(" ", 100.0)
+    other.look(100.0 + 1.1 * INSIST)
+    assert other._stopping is None  # a graph that starts much later is not stopped by it
+
+
+def test_an_arm_that_could_not_be_stopped_is_not_driven(world) -> None:
     cell = Cell(world, ())
-    cell.console.press(" ", time.monotonic())
-    assert "stop: nobody offers" in cell.console.said.plain
+    world.until(lambda: cell.console._device.get_subscription_count() == 1)
+    cell.console.press("up", 100.0)
+    assert "could not stop" in cell.console.said.plain
+    world.client_node.create_service(Trigger, "robot_node/stop", cell._answer("stop"))
+    cell.ready("stop")
+    world.client_node.create_subscription(Twist, "/device", lambda _: None, qos.SENSOR)
+    world.until(lambda: cell.console._device.get_subscription_count() == 2)
+    cell.console.press("up", 100.0)  # of two arms, say, of which it stops one
+    assert "2 listen" in cell.console.said.plain
+    for _ in range(5):
+        cell.console.look(100.0)
+        world.executor.spin_once(timeout_sec=0.02)
+    assert not cell.pushed
 
 
 def test_one_press_moves_for_a_moment_and_then_says_that_it_rests(world) -> None:
     cell = Cell(world, ("stop",))
     now = 100.0
-    world.until(lambda: world.client_node.count_publishers("/device") == 1)
+    cell.ready("stop")
+    world.until(lambda: cell.console._device.get_subscription_count() == 1)
     for _ in range(5):
         cell.console.look(now)
         world.executor.spin_once(timeout_sec=0.01)

@@ -234,6 +234,20 @@ def test_a_word_of_success_is_heard_while_the_arm_rests(operator, tmp_path) -> N
     assert episode.array("reward").sum() == 1.0 and episode.array("terminated")[-1]
 
 
+def test_a_begin_does_not_outlive_a_stop(operator, tmp_path) -> None:
+    Deployment(tmp_path, episodes=1)
+    operator.insist("arm")
+    operator.insist("begin")
+    operator.insist("stop")
+    assert not operator.call("begin").success  # STOPPED
+    operator.insist("reset")
+    operator.insist("arm")
+    operator.wait(3.0)
+    assert "no episode" in operator.call("success").message
+    operator.insist("begin")
+    operator.insist("success")
+
+
 def test_a_dead_camera_stops_a_real_arm(operator, tmp_path) -> None:
     work = Deployment(tmp_path, episodes=1)
     operator.insist("arm")

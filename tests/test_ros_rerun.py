@@ -161,6 +161,8 @@ def test_a_file_is_whole_and_never_another_ones(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     with pytest.raises(StorageError):
         open_stream(str(tmp_path / "nowhere" / "watched.rrd"))
+    with pytest.raises(ConfigError, match="nobody listens"):
+        open_stream("rerun+http://127.0.0.1:1/proxy")
     with pytest.raises(ConfigError, match="must be viewer"):
         open_stream("veiwer")
 

@@ -71,6 +71,16 @@ def test_the_picture_says_mode_cause_margin_health_and_latency() -> None:
     assert board.level(1.0) == ERROR
 
 
+def test_the_other_arms_nodes_are_left_out() -> None:
+    board, both = Board("/left"), Board("/")
+    for one in (board, both):
+        one.hear(said("robot_node", namespace="/left", **{**ARM, "mode": "ARMED"}), 0.0)
+        one.hear(said("robot_node", namespace="/right", **ARM), 0.0)
+        one.hear(said("camera_node", namespace="/leftover"), 0.0)
+    assert "ARMED" in picture(board, 0.5) and list(board.nodes) == ["robot_node"]
+    assert "STOPPED" in picture(both, 0.5) and len(both.nodes) == 2
+
+
 def test_a_node_that_fell_silent_is_an_error() -> None:
     board = Board()
     board.hear(said("robot_node", **{**ARM, "mode": "ARMED"}), 0.0)
@@ -80,6 +90,8 @@ def test_a_node_that_fell_silent_is_an_error() -> None:
     board.hear(said("robot_node", **{**ARM, "mode": "ARMED", "moved by": "a person"}), 0.0)
     assert "a person has the arm" in picture(board, 0.5)
     assert f"silent {10:.0f} s" in picture(board, 10.0) and SILENT < 10.0
+    # An arm of which nothing is heard is in no mode.
+    assert "mode unknown" in picture(board, 10.0) and "ARMED" not in picture(board, 10.0)
 
 
 def test_a_run_is_watched_where_it_runs(tmp_path: Path, capfd) -> None:

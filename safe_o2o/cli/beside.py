@@ -35,7 +35,7 @@ def run_beside(
         verb: who asks, for messages.
 
     Returns:
-        Its exit code; 0 after Ctrl-C.
+        Its exit code; 1 where it did not end in time after Ctrl-C.
 
     Raises:
         MissingDependencyError: there is no ROS here.
@@ -66,4 +66,4 @@ def run_beside(
         return process.wait(CLOSING)
     except subprocess.TimeoutExpired:
         process.kill()
-        raise
+        return 1

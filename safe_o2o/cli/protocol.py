@@ -93,7 +93,11 @@ def main(argv: Sequence[str]) -> None:
     """Measure what is missing, then show the table."""
     task, rest = take_name(argv, "task", verb="protocol")
     arguments = parse(Arguments, rest, verb=f"protocol {task}")
-    _numbers(arguments, "points")
+    if not all(0 < point < arguments.updates for point in _numbers(arguments, "points")):
+        raise ConfigError(
+            f"must lie between 0 and {arguments.updates} updates, got {arguments.points}",
+            where="points",
+        )
     runs = [
         Run(arguments, task, method, seed)
         for seed in _numbers(arguments, "seeds")
@@ -159,9 +163,8 @@ class Run:
         missing = [phase for phase in phases if self._row(*phase).key not in self.known]
         points = [
             updates
-            for updates in sorted(_numbers(self.arguments, "points"))
-            if updates < self.config.total_updates
-            and self._row(SEEN, LEARNING, updates=updates).key not in self.known
+            for updates in sorted(set(_numbers(self.arguments, "points")))
+            if self._row(SEEN, LEARNING, updates=updates).key not in self.known
         ]
         if not missing and not points:
             return

@@ -50,8 +50,15 @@ class Told:
 
 @dataclass
 class Board:
-    """What is known, and how it looks."""
+    """What is known, and how it looks.
 
+    Attributes:
+        namespace: whose nodes count, with those below it.
+        nodes: by name.
+        status: the newest.
+    """
+
+    namespace: str = "/"
     nodes: dict[str, Told] = field(default_factory=dict)
     status: TaskStatus | FilterStatus | None = None
 
@@ -59,8 +66,10 @@ class Board:
         """Take a message of `/diagnostics`; those of other stacks are left out."""
         for status in msg.status:
             name, _, state = status.name.partition(": ")
-            if status.hardware_id == "safe_o2o":
-                values = {item.key: item.value for item in status.values}
+            values = {item.key: item.value for item in status.values}
+            within = f"{values.get('namespace', self.namespace).rstrip('/')}/"
+            ours = within.startswith(f"{self.namespace.rstrip('/')}/")
+            if status.hardware_id == "safe_o2o" and ours:
                 self.nodes[name] = Told(
                     status.level, state == "active", status.message, values, now
                 )
@@ -85,8 +94,11 @@ class Board:
         told = next((self.nodes[name] for name in ARMS if name in self.nodes), None)
         if told is None:
             return Panel(Text("no node that moves an arm", "yellow"))
-        mode = told.values.get("mode", "?")
         line = Text()
+        if self._silent(told, now):
+            line.append(f" SILENT for {now - told.at:.0f} s, mode unknown ", "reverse bold red")
+            return Panel(line, title="arm", border_style=STYLES[ERROR])
+        mode = told.values.get("mode", "?")
         line.append(f" {mode} ", f"reverse {MODES.get(mode, 'bold red')}")
         if mode not in MODES:
             line.append(f"  {told.values.get('last cause', '')}", "bold red")

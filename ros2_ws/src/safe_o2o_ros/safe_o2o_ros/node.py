@@ -217,7 +217,8 @@ class GuardedNode(LifecycleNode):
             level, message = WARN, f"{self.errors} errors, last: {self.last_error}"
         msg = DiagnosticArray()
         msg.header.stamp = self.get_clock().now().to_msg()
-        figures = {"errors": self.errors, **values, **self.latency.flat()}
+        figures = {"errors": self.errors, "namespace": self.get_namespace()}
+        figures |= {**values, **self.latency.flat()}
         msg.status = [
             DiagnosticStatus(
                 level=level,

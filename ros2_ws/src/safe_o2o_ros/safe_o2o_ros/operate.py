@@ -9,8 +9,10 @@ only, and holding one down repeats it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -60,39 +62,58 @@ DRIVE = {
     "j": (0.0, 0.0, -1.0),
 }
 """Directions in the arm's base frame: away, back, left, right, up, down (REP-103)."""
-ESCAPES = {
-    "[A": "up", "[B": "down", "[C": "right", "[D": "left",
-    "OA": "up", "OB": "down", "OC": "right", "OD": "left",
-}  # fmt: skip
+ARROWS = {f"{lead}{final}": name for lead in "[O" for final, name in zip(
+    "ABCD", ("up", "down", "right", "left"), strict=True)}  # fmt: skip
 """What a terminal sends for the arrow keys after ESC."""
+WHOLE = re.compile(r"\x1b(?:\[\[?[0-?]*[!-/]*[@-~]|O[@-~]|[^\x1b\[O ])")
+"""A key that is more than one character; with Alt, too. No space is part of one: that is a stop."""
+BEGUN = re.compile(r"\x1b(?:\[\[?[0-?]*[!-/]*|O)?")
+TOGETHER = 0.5
+"""Longest that the parts of one key may come apart, s."""
 MOMENT = 0.2
 """How long one press moves the arm; a held key repeats about thirty times a second, s."""
 EVERY = 0.1
 """Time between two pictures, s."""
+AGAIN, INSIST = 0.5, 5.0
+"""Time after which a stop that was not granted is asked for again, and for how long, s."""
 UNANSWERED = 2.0
 """Time after which a request counts as not answered, s."""
 
 
-def keys_in(data: bytes) -> list[str]:
-    """The keys that a terminal's bytes stand for; sequences that are no arrow key are left out."""
-    text, found, at = data.decode("utf-8", "replace"), [], 0
-    while at < len(text):
-        if text[at] != "\x1b":
-            found.append(text[at])
-            at += 1
-            continue
-        arrow = ESCAPES.get(text[at + 1 : at + 3])
-        if arrow is not None:
-            found.append(arrow)
-            at += 3
-            continue
-        at += 1  # some other key's sequence: up to its last character, none of which is a key
-        if at < len(text) and text[at] in "[O":
-            at += 1
-            while at < len(text) and not "@" <= text[at] <= "~":
-                at += 1
-            at += 1
-    return found
+class Keys:
+    """A terminal's bytes as keys: characters, and names of arrows.
+
+    A key of several bytes may come in pieces. Other such keys are none: their letters arm nothing.
+    """
+
+    def __init__(self) -> None:
+        self._rest, self._at = "", 0.0
+
+    def feed(self, data: bytes, now: float) -> list[str]:
+        """The keys that are whole now.
+
+        Args:
+            data: what was read.
+            now: on the monotonic clock, s.
+        """
+        rest = self._rest if now - self._at <= TOGETHER else ""
+        text, found = rest + data.decode("utf-8", "replace"), []
+        self._rest, self._at = "", now
+        while text:
+            if text[0] != "\x1b":
+                found.append(text[0])
+                text = text[1:]
+            elif (whole := WHOLE.match(text)) is not None:
+                if (arrow := ARROWS.get(whole[0][1:])) is not None:
+                    found.append(arrow)
+                text = text[whole.end() :]
+            else:
+                begun = BEGUN.match(text)
+                assert begun is not None
+                if begun.end() == len(text):
+                    self._rest = text
+                text = text[begun.end() :]  # else something came in between, a stop maybe
+        return found
 
 
 class OperatorConsole:
@@ -107,7 +128,8 @@ class OperatorConsole:
 
     def __init__(self, node: Node, robot: str, device_topic: str, full: float) -> None:
         self.full, self.done = full, False
-        self.said = Text("")
+        self.said, self.stop_said = Text(""), Text("")
+        self._stopping: tuple[float, float] | None = None  # stop wanted since, and asked last
         self._clients: dict[str, Any] = {
             name: node.create_client(Trigger, f"{robot}/{name}")
             for name in ("stop", *(name for name, _ in REQUESTS.values()))
@@ -124,27 +146,47 @@ class OperatorConsole:
             now: on the monotonic clock, s.
         """
         if key == STOP:
-            self._until = 0.0
+            self._until, self._stopping = 0.0, (now, now)
             self._ask("stop", now)
-        elif key.lower() in REQUESTS:
-            self._ask(REQUESTS[key.lower()][0], now)
-        elif key.lower() in DRIVE:
-            self._direction, self._until = DRIVE[key.lower()], now + MOMENT
-        elif key.lower() == QUIT:
+        elif key in REQUESTS:
+            self._ask(REQUESTS[key][0], now)
+        elif key in DRIVE:
+            self._drive(DRIVE[key], now)
+        elif key == QUIT:
             self.done = True
+
+    def _drive(self, direction: tuple[float, float, float], now: float) -> None:
+        """Only the one arm that this console can stop."""
+        listening = self._device.get_subscription_count()
+        if not self._clients["stop"].service_is_ready():
+            self._say("not driven: this console could not stop it", "bold red")
+        elif listening != 1:
+            topic = self._device.topic_name
+            self._say(f"not driven: {listening} listen to {topic}, must be one", "bold red")
+        else:
+            self._direction, self._until = direction, now + MOMENT
 
     def look(self, now: float) -> None:
         """Hear answers, and go on driving or let go. Call it twenty times a second or so."""
-        for name, asked, answer in list(self._asked):
+        for request in list(self._asked):
+            name, asked, answer = request
             if answer.done():
-                self._asked.remove((name, asked, answer))
+                self._asked.remove(request)
                 if answer.exception() is not None:
-                    self._say(f"{name}: {answer.exception()}", "bold red")
+                    self._say(f"{name}: {answer.exception()}", "bold red", name)
                 else:
                     self._answered(name, answer.result())
             elif now - asked > UNANSWERED:
-                self._asked.remove((name, asked, answer))
-                self._say(f"{name}: NO ANSWER", "bold red")
+                self._asked.remove(request)
+                self._clients[name].remove_pending_request(answer)
+                self._say(f"{name}: NO ANSWER", "bold red", name)
+        if self._stopping is not None:
+            since, asked = self._stopping
+            if now - since > INSIST:
+                self._stopping = None
+            elif now - asked > AGAIN:
+                self._stopping = (since, now)
+                self._ask("stop", now)
         if now < self._until:
             self._tell(self._direction)
         elif self._direction != (0.0, 0.0, 0.0):
@@ -164,26 +206,34 @@ class OperatorConsole:
         drive = "drive, where the graph has takeover; each press for a moment"
         table.add_row(Text("arrows u j", "bold"), "", drive)
         table.add_row(Text("q", "bold"), "", "leave; the arm stays as it is")
-        return Panel(Group(table, Text(""), self.said), title="keys")
+        return Panel(Group(table, Text(""), self.stop_said, self.said), title="keys")
 
     def _ask(self, name: str, now: float) -> None:
         client = self._clients[name]
         if not client.service_is_ready():
             style = "bold red" if name == "stop" else "yellow"
-            self._say(f"{name}: nobody offers {client.srv_name}", style)
+            self._say(f"{name}: nobody offers {client.srv_name}", style, name)
             return
         self._asked.append((name, now, client.call_async(Trigger.Request())))
 
     def _answered(self, name: str, answer: Trigger.Response) -> None:
         text = f"{'granted' if answer.success else 'REFUSED'} {answer.message}"
         if name == REPORT:
-            found = json.loads(answer.message)
-            text = "; ".join(found["missing"]) or "nothing is missing"
-            text = f"{found['interventions']} interventions in {found['proposed']} ticks; {text}"
-        self._say(f"{name}: {text}", "green" if answer.success else "yellow")
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # then it is an error's text
+                found = json.loads(answer.message)
+                missing = "; ".join(found["missing"]) or "nothing is missing"
+                counts = f"{found['interventions']} interventions in {found['proposed']} ticks"
+                text = f"{counts}; {missing}"
+        if name == "stop" and answer.success:
+            self._stopping = None
+        self._say(f"{name}: {text}", "green" if answer.success else "yellow", name)
 
-    def _say(self, text: str, style: str) -> None:
-        self.said = Text(f"{time.strftime('%H:%M:%S')}  {text}", style)
+    def _say(self, text: str, style: str, name: str = "") -> None:
+        line = Text(f"{time.strftime('%H:%M:%S')}  {text}", style)
+        if name == "stop":  # nothing else may hide what became of it
+            self.stop_said = line
+        else:
+            self.said = line
 
     def _tell(self, direction: tuple[float, float, float]) -> None:
         push = Twist()
@@ -197,9 +247,12 @@ def single_keys(terminal: int) -> Iterator[None]:
     before = termios.tcgetattr(terminal)
     try:
         tty.setcbreak(terminal)
+        now = termios.tcgetattr(terminal)
+        now[0] &= ~termios.IXON  # Ctrl-S would hold up the picture, and with it every key
+        termios.tcsetattr(terminal, termios.TCSANOW, now)
         yield
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -221,12 +274,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
-    node, board = Node("operate", namespace=arguments.namespace), Board()
+    node, board = Node("operate", namespace=arguments.namespace), Board(arguments.namespace)
     follow(node, board)
     keys = OperatorConsole(node, arguments.robot, arguments.device_topic, arguments.full)
     executor = make_executor()
     executor.add_node(node)
-    terminal, due = sys.stdin.fileno(), 0.0
+    terminal, typed, due = sys.stdin.fileno(), Keys(), 0.0
     try:
         with (
             single_keys(terminal),
@@ -239,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     data = os.read(terminal, 256)
                     if not data:  # the terminal is gone
                         break
-                    for key in keys_in(data):
+                    for key in typed.feed(data, now):
                         keys.press(key, now)
                 keys.look(now)
                 if now >= due:

@@ -124,6 +124,8 @@ class RealRobotNode(EpisodeNode):
     def after_tick(self, ready: bool) -> None:
         """The episode's, or another step home."""
         self.driver.after_tick()
+        if self.watch.mode is Mode.STOPPED:
+            self._begun = False  # the scene is looked at once more before anything begins
         if self._homing and ready:
             self._step_home()
         super().after_tick(ready)
@@ -198,9 +200,12 @@ class RealRobotNode(EpisodeNode):
     # What an operator says.
 
     def _on_begin(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        response.success = self.ticking and not self.in_episode
+        stopped = self.watch.mode is Mode.STOPPED
+        response.success = self.ticking and not (self.in_episode or stopped)
         if response.success:
             self._begun = True
+        elif stopped:
+            response.message = "STOPPED: call ~/reset and ~/arm first"
         else:
             response.message = "an episode is on" if self.in_episode else "the loop does not run"
         return response

@@ -7,13 +7,18 @@ those at which messages were heard, so that a plot also shows what came late.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import rerun as rr
@@ -101,6 +106,9 @@ def open_stream(where: str) -> rr.RecordingStream:
         _start_viewer()
         recording.connect_grpc(f"rerun+http://127.0.0.1:{PORT}/proxy", default_blueprint=layout)
     elif where.startswith(("rerun+http://", "rerun+https://", "rerun://")):
+        place = urlsplit(where)
+        if not _listens(place.hostname or "", place.port or PORT):
+            raise ConfigError(f"nobody listens at {where}", where="rerun", todo="start it first")
         recording.connect_grpc(where, default_blueprint=layout)
     else:
         raise ConfigError(
@@ -115,31 +123,36 @@ def _start_viewer() -> None:
     if _listens():
         return
     # In a session of its own: Ctrl-C ends the stream, and leaves what was seen on the screen.
-    viewer = subprocess.Popen(
-        [sys.executable, "-m", "rerun", "--bind", "127.0.0.1", "--port", str(PORT)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline, listening = time.monotonic() + 15.0, 0
-    while listening < SETTLED:  # without a screen it listens first and dies then
-        if viewer.poll() is not None or time.monotonic() > deadline:
-            viewer.kill()
-            said = (viewer.stderr.read() if viewer.stderr else "").strip().splitlines()
-            raise MissingDependencyError(
-                f"the viewer does not start ({said[-1] if said else 'it says nothing'})",
-                where="rerun",
-                todo="write a file instead (--rerun watched.rrd), for a machine with a screen",
-            )
-        time.sleep(0.1)
-        listening += _listens()
+    with tempfile.TemporaryFile("w+") as said:
+        viewer = subprocess.Popen(
+            [sys.executable, "-m", "rerun", "--bind", "127.0.0.1", "--port", str(PORT)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
+        )
+        deadline, listening = time.monotonic() + 15.0, 0
+        while listening < SETTLED:  # without a screen it listens first and dies then
+            if viewer.poll() is not None or time.monotonic() > deadline:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(viewer.pid, signal.SIGKILL)  # the viewer is a child of that process
+                said.seek(0)
+                words = said.read().strip().splitlines()
+                raise MissingDependencyError(
+                    f"the viewer does not start ({words[-1] if words else 'it says nothing'})",
+                    where="rerun",
+                    todo="write a file instead (--rerun watched.rrd), for a machine with a screen",
+                )
+            time.sleep(0.1)
+            listening += _listens()
 
 
-def _listens() -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", PORT)) == 0
+def _listens(host: str = "127.0.0.1", port: int = 0) -> bool:
+    try:
+        with socket.create_connection((host, port or PORT), timeout=2.0):
+            return True
+    except OSError:
+        return False
 
 
 class RerunStream:
@@ -158,10 +171,15 @@ class RerunStream:
         self._tool: Array | None = None
         self._log("world", rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
 
-    def close(self) -> None:
-        """Write what is on its way."""
-        self.recording.flush(timeout_sec=5.0)
-        self.recording.disconnect()
+    def close(self) -> str:
+        """Write what is on its way; `""`, or why some of it is lost."""
+        try:
+            self.recording.flush(timeout_sec=2.0)
+        except RuntimeError as error:
+            return " ".join(str(error).split())
+        finally:
+            self.recording.disconnect()
+        return ""
 
     # What comes in.
 

@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    node, board, console = Node("watch", namespace=arguments.namespace), Board(), Console()
+    node = Node("watch", namespace=arguments.namespace)
+    board, console = Board(arguments.namespace), Console()
     follow(node, board, None if stream is None else stream.status)
     if stream is not None:
         _connect(node, stream)
@@ -83,11 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     live.update(board.render(time.monotonic()), refresh=True)
         return 0
     finally:
-        if stream is not None:
-            stream.close()
         node.destroy_node()
         executor.shutdown()
         rclpy.try_shutdown()
+        if stream is not None and (lost := stream.close()):
+            sys.stderr.write(f"rerun: {lost}\n")
 
 
 def _stream_to(where: str) -> RerunStream:
@@ -113,7 +114,7 @@ def _connect(node: Node, stream: RerunStream) -> None:
         def call(msg: Any) -> None:
             try:
                 take(msg)
-            except SafeO2OError as error:  # somebody else's message; the next one may be fine
+            except (SafeO2OError, ValueError, IndexError) as error:  # somebody else's message
                 node.get_logger().warning(str(error), throttle_duration_sec=5.0)
 
         return call
