@@ -162,6 +162,12 @@ def describe(name, arguments, overrides, environment, namespace=""):
     return LaunchDescription(actions)
 
 
+def enclave(node):
+    """Arguments that name a node's SROS2 enclave, by its namespace; read under SROS2 alone."""
+    where = ["'", LaunchConfiguration("namespace"), f"/{node['name']}'.strip('/')"]
+    return ["--enclave", ["/", PythonExpression(where)]]
+
+
 def _node(node, extra):
     ends = node.get("required") or node.get("drives")
     return LifecycleNode(
@@ -170,7 +176,7 @@ def _node(node, extra):
         name=node["name"],
         namespace=LaunchConfiguration("namespace"),
         parameters=[LaunchConfiguration("params_file"), extra],
-        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level"), *enclave(node)],
         additional_env={
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",

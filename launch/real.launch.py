@@ -17,7 +17,7 @@ from launch.substitutions import LaunchConfiguration, PythonExpression
 from launch_ros.parameter_descriptions import ParameterValue
 
 ARGUMENTS = {
-    "robot_type": ("panda", "the arm: panda, fr3"),
+    "robot_type": ("panda", "the arm: panda, fr3, ur3e, ur5e, ur10e, xarm6, xarm7"),
     "use_mock_hardware": ("false", "no arm and no camera: a mock driver and a mock camera"),
     "camera": ("opencv", "catalogue name of the camera"),
     "camera_source": ("0", "device number, file or URL of the camera"),

@@ -13,11 +13,14 @@ import pytest
 import yaml
 
 from safe_o2o.errors import ConfigError, UnknownNameError
+from safe_o2o.runtime.cartesian import CartesianDelta
 from safe_o2o.safety.body import Body, Geometry
 from safe_o2o.safety.kinematics import POSTURES, Kinematics, robot_model
-from safe_o2o.safety.limits import RobotLimits
+from safe_o2o.safety.limits import RobotLimits, tool_frame
 from safe_o2o.safety.self_collision import SelfCollision
 from safe_o2o.safety.shipped import shipped_names
+from safe_o2o.spaces import ActionSpec
+from safe_o2o.types import RobotState
 
 ROBOTS = ("fr3", "panda", "ur10e", "ur3e", "ur5e", "xarm6", "xarm7")
 UR = {  # a2, a3, d1, d4, d5, d6; reach of the data sheet, m
@@ -27,14 +30,15 @@ UR = {  # a2, a3, d1, d4, d5, d6; reach of the data sheet, m
 }
 UPRIGHT = (0.0, -pi / 2, 0.0, -pi / 2, 0.0, 0.0)
 BENT = (0.0, -pi / 2, pi / 2, -pi / 2, -pi / 2, 0.0)
+FRANKA = (0.0, -pi / 4, 0.0, -3 * pi / 4, 0.0, pi / 2, pi / 4)
 HOMES: dict[str, tuple[tuple[float, ...], ...]] = {
-    "panda": (POSTURES["panda"], (0.0, -pi / 4, 0.0, -3 * pi / 4, 0.0, pi / 2, pi / 4)),
-    "fr3": (POSTURES["panda"], (0.0, -pi / 4, 0.0, -3 * pi / 4, 0.0, pi / 2, pi / 4)),
-    **dict.fromkeys(UR, (BENT, UPRIGHT)),
-    "xarm6": ((0.0, -0.3, -0.9, 0.0, 1.2, 0.0), (0.0,) * 6),
-    "xarm7": ((0.0, -0.3, 0.0, 0.9, 0.0, 1.2, 0.0), (0.0,) * 7),
+    "panda": (POSTURES["panda"], FRANKA),
+    "fr3": (POSTURES["fr3"], FRANKA),
+    **{robot: (POSTURES[robot], BENT, UPRIGHT) for robot in UR},
+    "xarm6": (POSTURES["xarm6"], (0.0, -0.3, -0.9, 0.0, 1.2, 0.0), (0.0,) * 6),
+    "xarm7": (POSTURES["xarm7"], (0.0, -0.3, 0.0, 0.9, 0.0, 1.2, 0.0), (0.0,) * 7),
 }
-"""For each arm a posture to work from, tool down, and one in which the maker parks it."""
+"""For each arm the posture that it rests in, others, and one in which the maker parks it."""
 
 
 def limits_of(robot: str) -> RobotLimits:
@@ -238,6 +242,32 @@ def test_an_arm_that_rests_does_not_touch_itself(robot: str) -> None:
     # It is not blind either: folded at random, these arms do touch themselves.
     folded = constraint.clearance(configurations(robot, 500))
     assert (folded.min(axis=1) < 0.0).mean() > 0.02
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_every_arm_rests_above_its_table_and_steps_from_there(robot: str) -> None:
+    """Tool down, elbow up; a step of the tool in any direction is one, and it stays upright."""
+    limits, home = limits_of(robot), np.array(POSTURES[robot])
+    frames = (limits.tool_frame, limits.elbow_frame)
+    tool, elbow = Kinematics(robot, frames).positions(home[None])[0]
+    assert tool[0] > 0.25 and abs(tool[1]) < 0.01 and 0.1 < tool[2] < elbow[2] - 0.2
+    assert limits.tool_frame == tool_frame(robot)
+    step = 0.02
+    action = ActionSpec(("dx", "dy", "dz"), "m", (-step,) * 3, (step,) * 3, 0.2)
+    room = (tuple(tool - 0.1), tuple(tool + 0.1))
+    cartesian = CartesianDelta(action, robot, workspace=room, frame=limits.tool_frame)
+    assert np.abs(cartesian.posture - home).max() < 0.01, "what it starts from, to a hundredth"
+    with pytest.raises(ConfigError, match="does not reach its middle"):
+        far = np.array([1.6, 0.0, 0.0])
+        room_there = (tuple(tool + far - 0.1), tuple(tool + far + 0.1))
+        CartesianDelta(action, robot, workspace=room_there, frame=limits.tool_frame)
+    state = RobotState(q=home, dq=0.0 * home, q_command=home, stamp=0.0)
+    down = np.diag([1.0, -1.0, -1.0])
+    for direction in (*np.eye(3), *-np.eye(3)):
+        (q,) = cartesian.proposal(direction, state).q
+        moved = cartesian.kinematics.position(q, limits.tool_frame) - tool
+        assert moved == pytest.approx(step * direction, abs=2e-4)
+        assert cartesian.kinematics.rotation(q, limits.tool_frame) == pytest.approx(down, abs=5e-3)
 
 
 @pytest.mark.parametrize("robot", ROBOTS)

@@ -18,7 +18,7 @@ from pink.tasks import FrameTask, PostureTask
 
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.kinematics import POSTURES, Kinematics
-from safe_o2o.safety.limits import RobotLimits
+from safe_o2o.safety.limits import tool_frame
 from safe_o2o.spaces import ActionSpec, ArraySpec, ObservationSpec, Spec
 from safe_o2o.types import Array, Observation, Proposal, RobotState, Source
 
@@ -66,6 +66,8 @@ def certified_box(
     return tuple(x - STOP_ROOM for x in low), tuple(x + STOP_ROOM for x in high)
 
 
+REACHED = 1e-3
+"""The tool counts as in the middle of the workspace when it is this close, m."""
 POSITION_TOLERANCE = 1e-5
 """IK goes on until the tool is this close, m, or until its iterations are used up."""
 
@@ -83,7 +85,8 @@ class CartesianDelta:
         posture: where the arm rests `[n]`, rad; empty for that of a shipped arm that has one.
 
     Raises:
-        ConfigError: the spec is of another action, the box is empty, or the arm has no posture.
+        ConfigError: the spec is of another action, the box is empty, its middle out of reach, or
+            the arm has no posture.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class CartesianDelta:
         low, high = (np.asarray(corner, np.float64) for corner in workspace)
         if not (low.shape == high.shape == (3,) and (low < high).all()):
             raise ConfigError(f"needs low < high on three axes, got {workspace}", where="workspace")
-        frame = frame or RobotLimits.load(robot).tool_frame
+        frame = frame or tool_frame(robot)
         self.spec, self.robot, self.frame, self.iterations = action, robot, frame, iterations
         self.low, self.high, self.yaw = low, high, yaw
         self.kinematics = Kinematics(robot, (frame,))
@@ -131,7 +134,16 @@ class CartesianDelta:
         self._posture.set_target(rest)
         self._limits = [ConfigurationLimit(model, config_limit_gain=0.9)]
         self._configuration = Configuration(model, self.kinematics.data, rest, copy_data=False)
-        self.posture: Array = self.solve(0.5 * (low + high), rest, 50)
+        middle = 0.5 * (low + high)
+        self.posture: Array = self.solve(middle, rest, 50)
+        off = float(np.linalg.norm(self.position(self.posture) - middle))
+        if off > REACHED:
+            raise ConfigError(
+                f"the arm does not reach its middle {np.round(middle, 3).tolist()} with the tool "
+                f"pointing down: {1e3 * off:.0f} mm are missing",
+                where="workspace",
+                todo="measure the cell, or give another posture to start from (`home`)",
+            )
 
     def proposal(
         self, action: Array, state: RobotState, source: Source = Source.POLICY

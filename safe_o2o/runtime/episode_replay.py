@@ -19,7 +19,7 @@ from safe_o2o.interfaces import Filter
 from safe_o2o.runtime.cartesian import CartesianDelta
 from safe_o2o.runtime.control_loop import ControlLoop
 from safe_o2o.runtime.mock_robot import MockRobot
-from safe_o2o.safety.limits import RobotLimits
+from safe_o2o.safety.limits import tool_frame
 from safe_o2o.types import Array, Proposal, Verdict
 
 POSE = "tcp_pose"
@@ -99,7 +99,7 @@ def replay_episode(episode: Episode, filter: Filter, robot: str = "panda") -> Re
     if POSE not in spec.observation.arrays:
         raise DataError("has no tool poses to start from", where=episode.path)
     try:
-        frame = RobotLimits.load(robot).tool_frame
+        frame = tool_frame(robot)
         cartesian = CartesianDelta(spec.action, robot, frame=frame)
     except ConfigError as error:
         raise ConfigError(f"cannot be replayed: {error}", where=episode.path) from error

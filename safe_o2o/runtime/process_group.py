@@ -251,6 +251,8 @@ class ProcessGroup:
         command = [sys.executable, "-m", f"{node.package}.{node.executable}"]
         command += ["--ros-args", "-r", f"__node:={node.name}", "-r", f"__ns:={self.namespace}"]
         command += ["--params-file", str(params)]
+        # Read under SROS2 alone: what this node may say and hear (docs/security.md).
+        command += ["--enclave", f"{self.namespace.rstrip('/')}/{node.name}"]
         with open(self.log_path(node.name), "ab") as log:
             process = subprocess.Popen(
                 command,

@@ -18,8 +18,13 @@ from safe_o2o.types import Array
 POSTURES: dict[str, tuple[float, ...]] = dict(
     panda=(0.0, 0.06, 0.0, -2.35, 0.0, 2.41, 0.785),
     fr3=(0.0, 0.06, 0.0, -2.35, 0.0, 2.41, 0.785),
+    ur3e=(-0.487, -1.515, 2.315, -2.371, -1.571, -2.058),
+    ur5e=(-0.301, -1.431, 2.24, -2.38, -1.571, -1.872),
+    ur10e=(-0.294, -1.457, 2.289, -2.404, -1.571, -1.865),
+    xarm6=(0.0, -0.064, -0.461, 0.0, 0.526, 0.0),
+    xarm7=(0.0, 0.107, 0.0, 0.639, 0.0, 0.532, 0.0),
 )
-"""Where an arm rests, rad: elbow up, tool pointing down over the middle of its table."""
+"""Where a shipped arm rests, rad: elbow up, tool pointing down over the middle of its table."""
 
 
 def robot_model(robot: str) -> pinocchio.Model:

@@ -42,6 +42,15 @@ _UNUSED = (
 _KNOWN = {*_UNITS, *_TEXT, *_UNUSED}
 
 
+def tool_frame(robot: str) -> str:
+    """The tool's frame of a shipped arm, also of one whose limits have not been measured yet.
+
+    Raises:
+        UnknownNameError: no such arm; the message names the near miss.
+    """
+    return str(yaml.safe_load(shipped_text("robot_limits", robot, ".yaml"))["tool_frame"])
+
+
 @dataclass(frozen=True)
 class RobotLimits:
     """What an arm with n joints may do.

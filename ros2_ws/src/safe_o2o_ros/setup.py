@@ -44,6 +44,7 @@ setup(
         (f"share/{PACKAGE}/launch/graphs", launch_files("graphs", "*.yaml")),
         (f"share/{PACKAGE}/launch/dds", launch_files("dds", "*.xml")),
         (f"share/{PACKAGE}/launch/params", launch_files("params", "*.yaml")),
+        (f"share/{PACKAGE}/launch/security", launch_files("security", "*.xml")),
     ],
     install_requires=["setuptools"],
     extras_require={"test": ["pytest"]},

@@ -18,7 +18,7 @@ from sensor_msgs.msg import JointState
 from safe_o2o.config import require_positive
 from safe_o2o.errors import ConfigError
 from safe_o2o.safety.kinematics import POSTURES, Kinematics
-from safe_o2o.safety.limits import RobotLimits
+from safe_o2o.safety.limits import tool_frame
 from safe_o2o.types import Array
 from safe_o2o_ros import qos
 from safe_o2o_ros.conversions import stamp_from_msg
@@ -56,7 +56,7 @@ class MockDriverNode(GuardedNode):
     def on_start(self) -> None:
         """Stand there; publish and listen."""
         config: MockDriverNodeConfig = self.config
-        self._tool = RobotLimits.load(config.arm).tool_frame
+        self._tool = tool_frame(config.arm)
         self._kinematics = Kinematics(config.arm, (self._tool,))
         self.names = self._kinematics.joint_names
         start = np.array(config.start or POSTURES.get(config.arm, ()), np.float64)

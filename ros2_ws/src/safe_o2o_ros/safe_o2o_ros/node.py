@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
@@ -32,6 +33,7 @@ from safe_o2o_ros.parameters import declare_config
 Health = tuple[bytes, str, Mapping[str, Any]]
 F = TypeVar("F", bound=Callable[..., Any])
 
+RCLError = rclpy_implementation.RCLError
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
@@ -240,6 +242,32 @@ def make_executor(context: rclpy.Context | None = None) -> Executor:
     return EventsExecutor(context=context)
 
 
+class MiddlewareError(SafeO2OError):
+    """The middleware refuses to start: keys that SROS2 wants are not there, say."""
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """What the middleware refuses at the start, in one line.
+
+    Raises:
+        MiddlewareError: for each of its errors.
+    """
+    try:
+        yield
+    except RCLError as error:
+        what = str(error).split(", at /")[0]
+        secure = os.environ.get("ROS_SECURITY_ENABLE", "").lower() == "true"
+        todo = "see docs/security.md" if secure else None
+        raise MiddlewareError(what, where="ROS", todo=todo) from error
+
+
+def said(error: SafeO2OError) -> int:
+    """One line on stderr; the exit code."""
+    sys.stderr.write(f"{' '.join(str(error).split())}\n")
+    return error.exit_code
+
+
 def _orphaned() -> bool:
     """Whether the process that started this one is gone: alone, a node would run for ever."""
     parent = os.environ.get(PARENT_VARIABLE)
@@ -258,7 +286,11 @@ def run_node(make: Callable[[], GuardedNode], argv: Sequence[str] | None = None)
         otherwise.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        with explained():
+            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    except SafeO2OError as error:
+        return said(error)
     stop = threading.Event()
     executor = make_executor()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -266,15 +298,15 @@ def run_node(make: Callable[[], GuardedNode], argv: Sequence[str] | None = None)
     node: GuardedNode | None = None
     code = 0
     try:
-        node = make()
+        with explained():
+            node = make()
         executor.add_node(node)
         node.autostart()
         while not (stop.is_set() or node.finished or _orphaned()):
             node.step(executor)
         code = node.exit_code
     except SafeO2OError as error:
-        sys.stderr.write(f"{' '.join(str(error).split())}\n")
-        code = error.exit_code
+        code = said(error)
     finally:
         if node is not None:
             node.close()

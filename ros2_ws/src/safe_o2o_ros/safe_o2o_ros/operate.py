@@ -35,9 +35,10 @@ from rich.table import Table
 from rich.text import Text
 from std_srvs.srv import Trigger
 
+from safe_o2o.errors import SafeO2OError
 from safe_o2o_ros import qos
 from safe_o2o_ros.board import Board, follow
-from safe_o2o_ros.node import make_executor
+from safe_o2o_ros.node import explained, make_executor, said
 
 REPORT = "shadow_report"
 REQUESTS = {
@@ -270,11 +271,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stdin.isatty():
         sys.stderr.write("operate: needs a terminal to press keys in\n")
         return 2
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        with explained():
+            rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+            node = Node("operate", namespace=arguments.namespace)
+    except SafeO2OError as error:
+        return said(error)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
-    node, board = Node("operate", namespace=arguments.namespace), Board(arguments.namespace)
+    board = Board(arguments.namespace)
     follow(node, board)
     keys = OperatorConsole(node, arguments.robot, arguments.device_topic, arguments.full)
     executor = make_executor()

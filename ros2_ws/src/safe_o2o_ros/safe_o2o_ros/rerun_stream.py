@@ -31,7 +31,7 @@ from safe_o2o.errors import ConfigError, MissingDependencyError, SafeO2OError
 from safe_o2o.files import storage_error
 from safe_o2o.safety.body import Geometry
 from safe_o2o.safety.kinematics import Kinematics
-from safe_o2o.safety.limits import RobotLimits
+from safe_o2o.safety.limits import tool_frame
 from safe_o2o.types import Array, Verdict
 from safe_o2o_ros.conversions import (
     FilterStatus,
@@ -311,7 +311,7 @@ class _Arm:
     def __init__(self, description: TaskDescription) -> None:
         self.names = description.joint_names
         arm = description.arm
-        self._tool = description.tool_frame or RobotLimits.load(arm).tool_frame
+        self._tool = description.tool_frame or tool_frame(arm)
         self._kinematics = Kinematics(arm, (*self.names, self._tool))
         self.balls = _balls(arm)
 

@@ -30,7 +30,7 @@ from safe_o2o_ros.arm_node import PROPOSALS
 from safe_o2o_ros.board import Board, follow
 from safe_o2o_ros.conversions import TaskDescription, record_from_text
 from safe_o2o_ros.handover import TAKEOVER
-from safe_o2o_ros.node import ERROR, make_executor
+from safe_o2o_ros.node import ERROR, explained, make_executor, said
 
 if TYPE_CHECKING:
     from safe_o2o_ros.rerun_stream import RerunStream
@@ -53,18 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         stream = _stream_to(arguments.rerun) if arguments.rerun else None
+        with explained():
+            rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+            node = Node("watch", namespace=arguments.namespace)
     except SafeO2OError as error:
-        sys.stderr.write(f"{' '.join(str(error).split())}\n")
-        return error.exit_code
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+        return said(error)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    node = Node("watch", namespace=arguments.namespace)
     board, console = Board(arguments.namespace), Console()
     follow(node, board, None if stream is None else stream.status)
     if stream is not None:
-        _connect(node, stream)
+        connect(node, stream)
     executor = make_executor()
     executor.add_node(node)
     try:
@@ -107,7 +107,7 @@ def _stream_to(where: str) -> RerunStream:
     return rerun_stream.RerunStream(rerun_stream.open_stream(where))
 
 
-def _connect(node: Node, stream: RerunStream) -> None:
+def connect(node: Node, stream: RerunStream) -> None:
     """What the viewer shows beyond the terminal."""
 
     def guarded(take: Callable[[Any], None]) -> Callable[[Any], None]:
