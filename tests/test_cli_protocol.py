@@ -51,6 +51,24 @@ def test_a_method_is_trained_judged_tuned_and_judged_again(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.ros
+def test_fine_tuning_over_ros_is_a_row_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for needed in ("rclpy", "safe_o2o_ros"):
+        pytest.importorskip(needed, reason="pip install 'safe_o2o[ros]' and the ROS package")
+    assert main.main(words(tmp_path)) == 0
+    assert main.main(words(tmp_path, "--ros", "yes")) == 0
+    rows = standings.read(tmp_path / "results.jsonl")
+    assert [row.phase for row in rows] == 2 * ["before", "before", "during", "after"]
+    assert [row.settings.get("ros", False) for row in rows] == 4 * [False] + 4 * [True]
+    assert "| fosp, over ROS | 0 |" in capsys.readouterr().out
+    run = tmp_path / "runs" / "safe_reach" / "fosp-0"
+    assert (run / "shape-ros" / "finetune" / "round_000.json").exists()
+    assert (run / "shape-ros" / "deploy" / "logs" / "policy_node.log").exists()
+    assert not (run / "shape" / "deploy" / "logs").exists()
+
+
 def test_a_policy_is_judged_on_its_way_and_ends_as_without(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

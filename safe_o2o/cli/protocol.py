@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safe_o2o import bundle, catalog
 from safe_o2o.cli import collect, console, evaluate, finetune
@@ -55,6 +55,7 @@ class Arguments:
         rounds: rounds of fine-tuning.
         episodes_per_round: episodes before each training.
         online_updates: gradient steps after each round.
+        ros: `yes` fine-tunes over the ROS graph, a process a node, instead of in one process.
         workers: processes for episodes.
         threads: threads of PyTorch.
         picture: where to draw the policies' way through offline training: PNG, SVG or PDF.
@@ -74,6 +75,7 @@ class Arguments:
     rounds: int = 4
     episodes_per_round: int = 10
     online_updates: int = 80
+    ros: Literal["yes", "no"] = "no"
     workers: int = 2
     threads: int = 2
     picture: Path | None = None
@@ -86,7 +88,10 @@ class Arguments:
         """What has to be alike for two measurements to be compared."""
         names = ("preset", "behaviors", "episodes", "updates", "evaluation")
         online = ("rounds", "episodes_per_round", "online_updates")
-        return {name: getattr(self, name) for name in (*names, *online)}
+        # In one process is not said: rows from before there was a choice are of that.
+        return {name: getattr(self, name) for name in (*names, *online)} | (
+            {"ros": True} if self.ros == "yes" else {}
+        )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -272,7 +277,7 @@ class Run:
                 episodes_per_round=self.arguments.episodes_per_round,
                 variant=scene,
                 seed=self.seed,
-                ros="no",
+                ros=self.arguments.ros,
                 learner=FineTunerConfig(
                     updates_per_round=self.arguments.online_updates, threads=self.arguments.threads
                 ),
@@ -306,7 +311,7 @@ class Run:
 
     def _place(self, scene: str) -> Path:
         """A run of its own for a scene, which begins with the offline one's files."""
-        place = self.folder / scene
+        place = self.folder / (f"{scene}-ros" if self.arguments.ros == "yes" else scene)
         place.mkdir(parents=True, exist_ok=True)
         _link(place / "dataset", self.data)
         _link(place / "checkpoints", self.folder / "checkpoints")

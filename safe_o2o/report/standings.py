@@ -186,7 +186,8 @@ def _rates(rows: Sequence[Row]) -> str:
     lines = [_line(head), _line(["---"] * len(head))]
     for (method, _), group in groups(rows).items():
         offline = [row for row in group if row.scene == SEEN]
-        cells = [method, _seeds(group), _n(group), _rate(_only(offline, "before"))]
+        name = f"{method}, over ROS" if group[0].settings.get("ros") else method
+        cells = [name, _seeds(group), _n(group), _rate(_only(offline, "before"))]
         for scene in scenes:
             there = [row for row in group if row.scene == scene]
             cells.append(" → ".join(_rate(_only(there, phase), short=True) for phase in PHASES))
