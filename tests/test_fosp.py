@@ -180,6 +180,18 @@ def test_exploration_moves_the_policys_own_action_and_nothing_else(rule: str) ->
     assert torch.equal(*fixed) and not torch.equal(*drawn)
 
 
+def test_reach_rule_stays_in_bounds_where_rounding_does_not() -> None:
+    module, _ = decision("reach")
+    generator = torch.Generator().manual_seed(0)
+    risk = 0.9 + 0.01 * torch.rand(5000, 33, generator=generator)
+    weight = torch.softmax(-risk / module.selection.risk_temperature, -1)
+    assert weight.sum(-1).max().item() > 1.0  # else this asks nothing
+    none, noise = torch.zeros(5000, 33), dict[str, torch.Tensor]()
+    for bound in (1.0, -1.0):
+        chosen = module.choose(torch.full((5000, 33, 3), bound), none, none, risk, noise)
+        assert chosen.abs().max().item() <= 1.0 and (bound * chosen).min().item() > 0.999
+
+
 def test_reach_rule_does_not_jump() -> None:
     module, _ = decision("reach")
     generator = torch.Generator().manual_seed(0)

@@ -130,7 +130,9 @@ class DecisionModule(nn.Module):
             weight = torch.softmax(-risk / self.selection.risk_temperature, -1)
             safest = (weight.unsqueeze(-1) * action).sum(1)
             excess = (risk[:, :1] - self.selection.threshold) / self.selection.blend
-            return torch.lerp(action[:, 0], safest, excess.clamp(0.0, 1.0))
+            mixed = torch.lerp(action[:, 0], safest, excess.clamp(0.0, 1.0))
+            # Weights may sum to a little more than one. Not `clamp`: no runtime has to keep a NaN.
+            return torch.where(mixed.abs() > 1.0, mixed.sign(), mixed)
         index = self.expansion_score(q_reward, q_cost, noise).argmax(-1).view(-1, 1, 1)
         return torch.gather(action, 1, index.expand(-1, -1, action.shape[-1]))[:, 0]
 
