@@ -146,6 +146,17 @@ def test_what_changes_is_logged_once() -> None:
     assert len(heard.logged["filter/margin"]) == 3
 
 
+def test_the_other_arms_health_is_not_this_ones() -> None:
+    heard = Heard()
+    stream = RerunStream(heard, "/left")
+    for side, mode in (("/right", "STOPPED"), ("/left", "ARMED")):
+        message = said(mode, OK)
+        message.status[0].values.append(KeyValue(key="namespace", value=side))
+        stream.heard(message)
+    texts = [entry.text.as_arrow_array().to_pylist()[0] for entry in heard.logged["log"]]
+    assert texts[0] == "robot_node: ARMED" and not any("STOPPED" in text for text in texts)
+
+
 def test_a_file_is_whole_and_never_another_ones(tmp_path: Path) -> None:
     path = tmp_path / "watched.rrd"
     stream = RerunStream(open_stream(str(path)))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -67,9 +67,7 @@ class Board:
         for status in msg.status:
             name, _, state = status.name.partition(": ")
             values = {item.key: item.value for item in status.values}
-            within = f"{values.get('namespace', self.namespace).rstrip('/')}/"
-            ours = within.startswith(f"{self.namespace.rstrip('/')}/")
-            if status.hardware_id == "safe_o2o" and ours:
+            if is_ours(status, values, self.namespace):
                 self.nodes[name] = Told(
                     status.level, state == "active", status.message, values, now
                 )
@@ -144,6 +142,18 @@ class Board:
                     p50, _, p99 = value.partition("/")
                     table.add_row(f"{name}: {key.removesuffix(LATENCY)}", p50, p99)
         return Panel(table, title="latency")
+
+
+def is_ours(status: DiagnosticStatus, values: Mapping[str, str], namespace: str) -> bool:
+    """Whether a status on `/diagnostics` is of a node of ours in a namespace, or below it.
+
+    Args:
+        status: one of a message's.
+        values: what it says, by key.
+        namespace: what is looked at; `/` is all of them.
+    """
+    within = f"{values.get('namespace', namespace).rstrip('/')}/"
+    return status.hardware_id == "safe_o2o" and within.startswith(f"{namespace.rstrip('/')}/")
 
 
 def _bar(margin: float, width: int = 10) -> str:

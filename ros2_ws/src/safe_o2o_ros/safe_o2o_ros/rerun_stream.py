@@ -33,6 +33,7 @@ from safe_o2o.safety.body import Geometry
 from safe_o2o.safety.kinematics import Kinematics
 from safe_o2o.safety.limits import tool_frame
 from safe_o2o.types import Array, Verdict
+from safe_o2o_ros.board import is_ours
 from safe_o2o_ros.conversions import (
     FilterStatus,
     TaskDescription,
@@ -160,10 +161,11 @@ class RerunStream:
 
     Args:
         recording: where to; see `open_stream`.
+        namespace: of the nodes whose health is told.
     """
 
-    def __init__(self, recording: rr.RecordingStream) -> None:
-        self.recording = recording
+    def __init__(self, recording: rr.RecordingStream, namespace: str = "/") -> None:
+        self.recording, self.namespace = recording, namespace
         self._arm: _Arm | None = None
         self._described = ""
         self._said: dict[str, object] = {}
@@ -256,10 +258,10 @@ class RerunStream:
         """Who is well, in which mode the arm is, and the latency of each stage."""
         self._now()
         for status in msg.status:
-            if status.hardware_id != "safe_o2o":
-                continue
             name, _, state = status.name.partition(": ")
             values: Mapping[str, str] = {item.key: item.value for item in status.values}
+            if not is_ours(status, values, self.namespace):
+                continue
             if "mode" in values and self._new(f"mode of {name}", values["mode"]):
                 stopped = values["mode"] in ("STOPPED", "DEGRADED")
                 cause = f" by {values.get('last cause', '?')}" if stopped else ""

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rerun", default="", help="also to the Rerun viewer: see rerun_stream")
     arguments = parser.parse_args(argv)
     try:
-        stream = _stream_to(arguments.rerun) if arguments.rerun else None
+        stream = _stream_to(arguments.rerun, arguments.namespace) if arguments.rerun else None
         with explained():
             rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
             node = Node("watch", namespace=arguments.namespace)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"rerun: {lost}\n")
 
 
-def _stream_to(where: str) -> RerunStream:
+def _stream_to(where: str, namespace: str) -> RerunStream:
     """Rerun is an extra: only who asks for it needs it.
 
     Raises:
@@ -104,7 +104,7 @@ def _stream_to(where: str) -> RerunStream:
         raise MissingDependencyError(
             f"{error.name} is not installed", where="rerun", todo="pip install 'safe_o2o[rerun]'"
         ) from error
-    return rerun_stream.RerunStream(rerun_stream.open_stream(where))
+    return rerun_stream.RerunStream(rerun_stream.open_stream(where), namespace)
 
 
 def connect(node: Node, stream: RerunStream) -> None:
