@@ -152,8 +152,7 @@ class Deployment(threading.Thread):
                 ros=True,
                 graph="real",
                 use_mock_hardware=True,
-                parameters=PATIENT,
-                **self.settings,
+                **{"parameters": PATIENT, **self.settings},
             )
         except Exception as error:
             self.error = error
@@ -246,6 +245,24 @@ def test_a_begin_does_not_outlive_a_stop(operator, tmp_path) -> None:
     assert "no episode" in operator.call("success").message
     operator.insist("begin")
     operator.insist("success")
+
+
+def test_an_arm_of_another_make_moves_from_its_own_posture(operator, tmp_path) -> None:
+    cell = {"workspace_low": [0.35, -0.15, 0.1], "workspace_high": [0.55, 0.15, 0.3]}
+    measured = {"acceleration": [5.0] * 6, "jerk": [100.0] * 6}
+    robot = {**PATIENT["robot_node"], **cell, **measured, "arm": "ur5e"}
+    parameters = {**PATIENT, "robot_node": robot, "mock_driver_node": {"arm": "ur5e"}}
+    work = Deployment(tmp_path, episodes=1, parameters=parameters)
+    operator.insist("arm")
+    operator.insist("begin")
+    operator.decisions(10)
+    operator.insist("success")
+    work.join(60.0)
+    assert work.error is None and work.report is not None, work.error
+    (episode,) = Dataset(tmp_path / "online")
+    tool = episode.array("obs.tcp_pose")[:, :3]
+    assert tool[0] == pytest.approx([0.45, 0.0, 0.2], abs=1e-3)  # the middle of its workspace
+    assert np.ptp(tool, axis=0).max() > 0.01
 
 
 def test_a_dead_camera_stops_a_real_arm(operator, tmp_path) -> None:
