@@ -58,6 +58,21 @@ def value(name, kind=str):
     return ParameterValue(LaunchConfiguration(name), value_type=kind)
 
 
+class Given:
+    """A text argument as a parameter; where it is empty, the parameter file has its say.
+
+    Args:
+        name: of the argument.
+    """
+
+    def __init__(self, name):
+        self.name = name
+
+    def text(self, context):
+        """What the argument says, once that is known."""
+        return LaunchConfiguration(self.name).perform(context)
+
+
 def common_overrides():
     """What the common arguments set on which node; named blocks, so they win over the file."""
     run_dir = LaunchConfiguration("run_dir")
@@ -75,7 +90,7 @@ def common_overrides():
         "replay_node": {**driving, "episode": value("episode")},
         "policy_node": {
             **driving,
-            "bundles": value("bundles"),
+            "bundles": Given("bundles"),
             "episodes_per_round": ParameterValue(rounds_matter, value_type=int),
             "wait_for_learner": value("wait_for_learner", float),
             "gate": value("gate"),
@@ -169,6 +184,19 @@ def enclave(node):
 
 
 def _node(node, extra):
+    """A node's action, once the arguments are known."""
+
+    def make(context):
+        given = {key: entry for key, entry in extra.items() if isinstance(entry, Given)}
+        said = {key: entry.text(context) for key, entry in given.items()}
+        texts = {key: ParameterValue(text, value_type=str) for key, text in said.items() if text}
+        fixed = {key: entry for key, entry in extra.items() if key not in given}
+        return [_lifecycle_node(node, {**fixed, **texts})]
+
+    return OpaqueFunction(function=make)
+
+
+def _lifecycle_node(node, extra):
     ends = node.get("required") or node.get("drives")
     return LifecycleNode(
         package=node["package"],

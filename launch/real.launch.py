@@ -12,32 +12,35 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from from_graph import DDS, describe, value
-from launch.substitutions import LaunchConfiguration, PythonExpression
-from launch_ros.parameter_descriptions import ParameterValue
+from from_graph import DDS, Given, describe, value
+from launch.substitutions import LaunchConfiguration
 
 ARGUMENTS = {
-    "robot_type": ("panda", "the arm: panda, fr3, ur3e, ur5e, ur10e, xarm6, xarm7"),
+    "robot_type": ("", "the arm: panda, fr3, ur3e, ur5e, ur10e, xarm6, xarm7; else params_file's"),
+    "controller": ("", "name of its controller, whose topic is the usual one; else params_file's"),
     "use_mock_hardware": ("false", "no arm and no camera: a mock driver and a mock camera"),
-    "camera": ("opencv", "catalogue name of the camera"),
-    "camera_source": ("0", "device number, file or URL of the camera"),
+    "camera": ("", "catalogue name of the camera; else params_file's"),
+    "camera_source": ("", "device number, file or URL of the camera; else params_file's"),
     "shadow": ("true", "begin in SHADOW: everything is judged, nothing is sent"),
     "use_sim_time": ("false", "take time from /clock"),
 }
 
 
+class Camera(Given):
+    """The mock one wherever the arm is mock hardware."""
+
+    def text(self, context):
+        """See `Given`."""
+        mock = LaunchConfiguration("use_mock_hardware").perform(context)
+        return "mock" if mock.lower() == "true" else super().text(context)
+
+
 def generate_launch_description():
-    mock = LaunchConfiguration("use_mock_hardware")
-    camera = PythonExpression(
-        ["'mock' if '", mock, "'.lower() == 'true' else '", LaunchConfiguration("camera"), "'"]
-    )
+    arm = {"arm": Given("robot_type"), "controller": Given("controller")}
     overrides = {
-        "robot_node": {"arm": value("robot_type"), "shadow": value("shadow", bool)},
-        "mock_driver_node": {"arm": value("robot_type")},
-        "camera_node": {
-            "camera": ParameterValue(camera, value_type=str),
-            "source": value("camera_source"),
-        },
+        "robot_node": {**arm, "shadow": value("shadow", bool)},
+        "mock_driver_node": arm,
+        "camera_node": {"camera": Camera("camera"), "source": Given("camera_source")},
         "": {"use_sim_time": value("use_sim_time", bool)},
     }
     return describe("real", ARGUMENTS, overrides, DDS, namespace="safe_o2o")

@@ -34,7 +34,7 @@ from safe_o2o_ros.conversions import (  # noqa: E402
 )
 from safe_o2o_ros.mock_driver_node import MockDriverNode  # noqa: E402
 from safe_o2o_ros.node import ERROR, OK, WARN  # noqa: E402
-from safe_o2o_ros.outputs import OUTPUTS  # noqa: E402
+from safe_o2o_ros.outputs import OUTPUTS, listens_at  # noqa: E402
 from safe_o2o_ros.safety_filter_node import SafetyFilterNode  # noqa: E402
 from tests.ros_world import World, make_world  # noqa: E402, F401
 
@@ -172,6 +172,20 @@ def test_an_arm_behind_any_controller_goes_where_it_was_certified_to_go(world, o
     np.testing.assert_allclose(bench.controller.q, stood, atol=1e-9)
     level, text, _ = bench.node.health()
     assert level == ERROR and "operator" in text
+
+
+@pytest.mark.parametrize(
+    ("language", "controller", "topic", "found"),
+    [
+        ("joint_trajectory", "", "", "joint_trajectory_controller/joint_trajectory"),
+        ("joint_trajectory", "", "/a/b", "/a/b"),
+        ("stopping_trajectory", "scaled", "/a/b", "/scaled/joint_trajectory"),
+        ("position", "/left/positions", "", "/left/positions/commands"),
+        ("twist", "servo_server", "", "/servo_server/delta_twist_cmds"),
+    ],
+)
+def test_a_controller_listens_where_its_name_says(language, controller, topic, found) -> None:
+    assert listens_at(OUTPUTS[language], controller, topic) == found
 
 
 def test_it_begins_in_shadow_and_sends_nothing_there(world) -> None:

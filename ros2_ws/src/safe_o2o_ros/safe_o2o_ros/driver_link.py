@@ -28,7 +28,7 @@ from safe_o2o_ros.controlled_arm import ControlledArm
 from safe_o2o_ros.conversions import stamp_from_msg
 from safe_o2o_ros.handover import TAKEOVER
 from safe_o2o_ros.node import ERROR, OK, WARN, Health
-from safe_o2o_ros.outputs import OUTPUTS, Wiring, output_class
+from safe_o2o_ros.outputs import OUTPUTS, Wiring, listens_at, output_class
 from safe_o2o_ros.parameters import setting
 
 LOOK = 0.2
@@ -54,7 +54,8 @@ class DriverConfig(ArmNodeConfig):
     elbow_frame: str = setting("", "likewise: a frame in the middle of the arm")
     driver_states: str = setting("joint_states", "where the driver tells its joint states")
     output: str = setting("stopping_trajectory", f"the controller's language: {', '.join(OUTPUTS)}")
-    output_topic: str = setting("", "where the controller listens; empty for its usual name")
+    controller: str = setting("", "the controller's name, whose topic is then the usual one")
+    output_topic: str = setting("", "without that name: where it listens; empty for the usual")
     controller_joints: tuple[str, ...] = setting(
         (), "joints in the order of a forward controller; empty for the arm's own"
     )
@@ -156,7 +157,7 @@ class DriverLink:
             tracking_error=config.tracking_error,
         )
         output = output_class(config.output)(self._wiring(arm, period))
-        topic = config.output_topic or output.topic
+        topic = listens_at(type(output), config.controller, config.output_topic)
         self._setpoints = node.create_publisher(output.message, topic, qos.COMMAND)
         self.arm = ControlledArm(
             filter.limits.joint_names,

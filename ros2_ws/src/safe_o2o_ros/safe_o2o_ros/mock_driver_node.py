@@ -23,7 +23,7 @@ from safe_o2o.types import Array
 from safe_o2o_ros import qos
 from safe_o2o_ros.conversions import stamp_from_msg
 from safe_o2o_ros.node import OK, GuardedNode, Health, run_node
-from safe_o2o_ros.outputs import OUTPUTS, output_class
+from safe_o2o_ros.outputs import OUTPUTS, listens_at, output_class
 from safe_o2o_ros.parameters import setting
 
 OTHERS = ("finger_joint",)
@@ -38,7 +38,8 @@ class MockDriverNodeConfig:
     rate: float = setting(100.0, "joint states a second, Hz")
     driver_states: str = setting("joint_states", "where it tells them")
     output: str = setting("stopping_trajectory", f"what it listens to: {', '.join(OUTPUTS)}")
-    output_topic: str = setting("", "where; empty for the usual name")
+    controller: str = setting("", "name of the controller that it pretends to be")
+    output_topic: str = setting("", "without that name: where it listens; empty for the usual")
     controller_joints: tuple[str, ...] = setting((), "order of a forward controller's joints")
     start: tuple[float, ...] = setting((), "where the arm begins, rad; empty for its posture")
     drift: float = setting(0.0, "error of its velocity servos, rad/s a moving joint")
@@ -68,7 +69,7 @@ class MockDriverNode(GuardedNode):
         self._order = list(config.controller_joints or self.names)
         self._told, self._now, self._count = 0, time.monotonic(), 0
         spoken = output_class(config.output)
-        topic = config.output_topic or spoken.topic
+        topic = listens_at(spoken, config.controller, config.output_topic)
         self.create_subscription(spoken.message, topic, self.guarded(self.obey), qos.COMMAND)
         self._states = self.create_publisher(JointState, config.driver_states, qos.STREAM)
         self.create_timer(1.0 / config.rate, self.guarded(self.tell), clock=self.steady)

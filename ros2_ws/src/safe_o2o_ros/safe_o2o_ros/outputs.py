@@ -240,3 +240,17 @@ def output_class(name: str) -> Any:
     if name not in OUTPUTS:
         raise UnknownNameError("output", name, OUTPUTS)
     return OUTPUTS[name]
+
+
+def listens_at(output: type[Output], controller: str, topic: str) -> str:
+    """The topic of a controller.
+
+    Args:
+        output: its language.
+        controller: its name, `/left/scaled_joint_trajectory_controller` say; goes before `topic`.
+        topic: where it listens; empty for the usual topic of the language.
+    """
+    if controller:
+        name = controller if "/" in controller else f"/{controller}"  # drivers have no namespace
+        return f"{name}/{output.topic.rsplit('/')[-1]}"
+    return topic or output.topic
