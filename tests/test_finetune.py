@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from safe_o2o import bundle
+from safe_o2o.algorithms.fosp import Fosp
 from safe_o2o.algorithms.fosp_presets import preset
+from safe_o2o.data.batch import Batch
 from safe_o2o.data.dataset import Dataset
 from safe_o2o.data.episode import EpisodeMeta
 from safe_o2o.errors import CheckpointError
@@ -27,9 +29,10 @@ from safe_o2o.training.finetune import (
     HELD_OUT_ONLINE,
     FineTuner,
     FineTunerConfig,
+    Lessons,
     RoundReport,
-    imitable,
     reward_follows,
+    went_wrong,
 )
 from safe_o2o.training.offline import OfflineConfig, train_offline
 from safe_o2o.training.promotion import PromotionConfig
@@ -123,13 +126,43 @@ def test_what_succeeded_without_a_violation_leaves_the_policy_as_it_is(
 
 def test_only_rewarded_futures_are_imitated_online() -> None:
     batch = sequence_batch(0, batch=2, steps=6, origin=1)
-    follows = [torch.zeros(0, dtype=torch.bool), torch.arange(12) < 6]
-    allowed = imitable(batch, follows).actor_mask
+    lessons = Lessons(follows=torch.arange(12) < 6, wrong=torch.zeros(12, dtype=torch.bool))
+    allowed = lessons.mark(batch).actor_mask
     assert allowed is not None
     assert allowed[0].tolist() == batch.action_mask[0].tolist()
     assert not allowed[1].any()
     offline_batch = sequence_batch(0, batch=2, steps=6, origin=0)
-    assert torch.equal(imitable(offline_batch, follows).actor_mask, offline_batch.action_mask)
+    assert torch.equal(lessons.mark(offline_batch).actor_mask, offline_batch.action_mask)
+
+
+def test_reachability_learns_online_from_episodes_with_a_violation_alone() -> None:
+    batch = sequence_batch(0, batch=2, steps=6, origin=1)
+    lessons = Lessons(follows=torch.ones(12, dtype=torch.bool), wrong=torch.arange(12) >= 6)
+    marked = lessons.mark(batch)
+    assert marked.reach_mask is not None
+    assert not marked.reach_mask[0].any() and torch.equal(marked.reach_mask[1], batch.mask[1])
+    offline_batch = sequence_batch(0, batch=2, steps=6, origin=0)
+    assert torch.equal(lessons.mark(offline_batch).reach_mask, offline_batch.mask)
+    # What is masked has no say in REF nor in its twin; the critics of reward and cost learn on.
+    ref, other = ("value.reach", "critic.reach"), ("critic.reward", "critic.cost")
+
+    def gradients(marked: Batch) -> dict[str, float]:
+        algorithm = Fosp(TINY, SPEC)
+        part = algorithm.objectives
+        data = part.records(marked)
+        seen, _, _ = part.model(data, 0)
+        feature = algorithm.net.feature(seen.latent, seen.embed)
+        part.behavior(feature, seen, data, {}).backward()
+        sums = {name: 0.0 for name in (*ref, *other)}
+        for name, parameter in algorithm.net.named_parameters():
+            for prefix in sums:
+                if name.startswith(prefix) and parameter.grad is not None:
+                    sums[prefix] += float(parameter.grad.abs().sum())
+        return sums
+
+    nothing = gradients(replace(marked, reach_mask=torch.zeros_like(batch.mask)))
+    assert all(nothing[name] == 0.0 for name in ref) and all(nothing[name] > 0.0 for name in other)
+    assert all(gradients(marked)[name] > 0.0 for name in ref)
 
 
 def test_reward_follows_until_the_reward_and_not_after(run: Path) -> None:
@@ -140,6 +173,10 @@ def test_reward_follows_until_the_reward_and_not_after(run: Path) -> None:
     # Record t holds the reward on arrival: it lies ahead of all records but the last.
     assert follows[0].tolist() == [True] * 12 + [False]
     assert not follows[1].any()
+    wrong = went_wrong(replay).reshape(10, 13)
+    for episode, row in zip(Dataset(run / "online"), wrong, strict=True):
+        assert row.all() if episode.violation else not row.any()
+    assert 0 < wrong[:, 0].sum() < 10
 
 
 def test_held_out_episodes_are_never_sampled(run: Path) -> None:

@@ -162,6 +162,7 @@ class Objectives:
             is_first=batch.is_first.float(),
             mask=mask,
             actor_mask=actor_mask.float(),
+            reach_mask=mask if batch.reach_mask is None else batch.reach_mask.float(),
             pairs=losses.transition_pairs(batch.is_first, terminated, batch.mask),
         )
 
@@ -349,7 +350,7 @@ class Objectives:
     ) -> Tensor:
         """REF p(s) on real and imagined labels, and its action-conditional twin on real pairs."""
         cfg, reach, critic = self.config, self.net.value["reach"], self.net.critic["reach"]
-        raw_p, valid = said.v["reach"], data.pairs.valid
+        raw_p, valid = said.v["reach"], data.pairs.valid * data.reach_mask[:, :-1]
         tilt = losses.expectile_weight(
             target_p - reach.decode(raw_p)[0].detach(), cfg.expectile_reach
         )

@@ -28,6 +28,7 @@ class Records:
     is_first: Tensor
     mask: Tensor
     actor_mask: Tensor
+    reach_mask: Tensor
     pairs: losses.Pairs
 
 

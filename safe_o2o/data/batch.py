@@ -71,6 +71,7 @@ class Batch:
         index: where each record came from; None for a batch that no replay made.
         actor_mask: records whose action a policy may imitate `[B, T]` bool; None allows every one
             of `action_mask`.
+        reach_mask: records that reachability learns from `[B, T]` bool; None allows all of `mask`.
     """
 
     obs: dict[str, Tensor]
@@ -91,6 +92,7 @@ class Batch:
     gate: Tensor | None = None
     index: Index | None = None
     actor_mask: Tensor | None = None
+    reach_mask: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of rows B."""

@@ -8,7 +8,7 @@ that is killed starts the round in progress again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -229,13 +229,13 @@ class FineTuner:
     def _train_round(self, index: int, progress: Progress | None) -> RoundReport:
         algorithm, total = self.algorithm, self.config.updates_per_round
         mixture = self._mixture()
-        follows = [reward_follows(replay) for replay in mixture.replays.values()]
+        lessons = Lessons.of(mixture.replays["online"])
         warmup = max(0, algorithm.config.finetune.warmup - algorithm.online_step)
         rows: list[dict[str, float]] = []
         self.folder.mkdir(parents=True, exist_ok=True)
         with MetricLog(self.folder / "metrics.jsonl", resume_at=algorithm.online_step) as log:
             for update in range(warmup + total):
-                rows.append(algorithm.update(imitable(mixture.sample(), follows)))
+                rows.append(algorithm.update(lessons.mark(mixture.sample())))
                 log.append(algorithm.online_step, rows[-1])
                 if progress is not None:
                     progress(update + 1, warmup + total)
@@ -317,21 +317,51 @@ class FineTuner:
 def reward_follows(replay: Replay) -> torch.Tensor:
     """For every record of a replay: does reward still follow in its episode? `[R]` bool."""
     rows = replay.episode_arrays("reward")
-    parts = [np.flip(np.cumsum(np.flip(reward))) - reward > 0 for reward in rows]
-    return torch.from_numpy(np.concatenate(parts)) if parts else torch.zeros(0, dtype=torch.bool)
+    return _records(np.flip(np.cumsum(np.flip(reward))) - reward > 0 for reward in rows)
 
 
-def imitable(batch: Batch, follows: list[torch.Tensor]) -> Batch:
-    """Let the actor imitate all offline records, and online ones only where reward still follows.
+def went_wrong(replay: Replay) -> torch.Tensor:
+    """For every record of a replay: is there a violation in its episode? `[R]` bool."""
+    rows = replay.episode_arrays("cost")
+    return _records(np.full(len(cost), (cost > 0).any()) for cost in rows)
 
-    Args:
-        batch: from a mixture of (offline, online).
-        follows: `reward_follows` of both replays, in that order.
+
+def _records(parts: Iterable[np.ndarray]) -> torch.Tensor:
+    found = list(parts)
+    return torch.from_numpy(np.concatenate(found)) if found else torch.zeros(0, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What online records teach whom; offline ones teach everybody everything.
+
+    The actor imitates them where reward still follows. Reachability learns from episodes with a
+    violation: what the threshold of the policy's rule knows is how risky a state was in the offline
+    mixture, and each safe episode of a careful policy says that it was less so, until the rule
+    stops nothing.
+
+    Attributes:
+        follows: `reward_follows` of the online replay `[R]`.
+        wrong: `went_wrong` of it `[R]`.
     """
-    assert batch.index is not None
-    online = (batch.index.origin > 0).unsqueeze(1)
-    allowed = torch.ones_like(batch.mask)
-    if len(follows[1]):
+
+    follows: torch.Tensor
+    wrong: torch.Tensor
+
+    @classmethod
+    def of(cls, online: Replay) -> Lessons:
+        """Those of a replay's episodes."""
+        return cls(reward_follows(online), went_wrong(online))
+
+    def mark(self, batch: Batch) -> Batch:
+        """A batch of a mixture of (offline, online), with masks for actor and reachability."""
+        assert batch.index is not None
+        if not len(self.follows):
+            return replace(batch, actor_mask=batch.action_mask, reach_mask=batch.mask)
+        online = (batch.index.origin > 0).unsqueeze(1)
         record = torch.where(online, batch.index.record, torch.zeros_like(batch.index.record))
-        allowed = torch.where(online, follows[1][record], allowed)
-    return replace(batch, actor_mask=batch.action_mask & allowed)
+        return replace(
+            batch,
+            actor_mask=batch.action_mask & (~online | self.follows[record]),
+            reach_mask=batch.mask & (~online | self.wrong[record]),
+        )
