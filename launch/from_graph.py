@@ -10,12 +10,15 @@ from pathlib import Path
 import yaml
 from launch.actions import (
     DeclareLaunchArgument,
+    EmitEvent,
     IncludeLaunchDescription,
     OpaqueFunction,
     SetEnvironmentVariable,
     Shutdown,
 )
 from launch.conditions import IfCondition
+from launch.events import matches_action
+from launch.events.process import ShutdownProcess
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import (
     EnvironmentVariable,
@@ -120,6 +123,23 @@ def end_of(node):
     return [OpaqueFunction(function=stop)]
 
 
+def for_good(node):
+    """End the restarts of a node that was not killed, or was as often as the graph allows.
+
+    Counted here, because launch restarts whatever the exit status, and in Humble without a limit.
+    """
+    left = node["restarts"]
+
+    def ended(event, context):
+        nonlocal left
+        left -= 1
+        if event.returncode < 0 <= left or context.is_shutdown:
+            return None
+        return EmitEvent(event=ShutdownProcess(process_matcher=matches_action(event.action)))
+
+    return ended
+
+
 def another(arguments, defaults):
     """A launch description that is the twin's or a real arm's with other defaults.
 
@@ -197,7 +217,9 @@ def _node(node, extra):
 
 
 def _lifecycle_node(node, extra):
-    ends = node.get("required") or node.get("drives")
+    on_exit = end_of(node) if node.get("required") or node.get("drives") else None
+    if node.get("restarts"):
+        on_exit = for_good(node)
     return LifecycleNode(
         package=node["package"],
         executable=node["executable"],
@@ -213,9 +235,9 @@ def _lifecycle_node(node, extra):
         },
         prefix=f"nice -n {node['nice']}" if node.get("nice") else "",
         output="screen",
-        on_exit=end_of(node) if ends else None,
+        on_exit=on_exit,
         respawn=bool(node.get("restarts")),
-        respawn_max_retries=node.get("restarts", 0),
+        respawn_delay=1.0,  # in which `for_good` has its say
         condition=_condition(node.get("when", "")),
     )
 
