@@ -195,7 +195,7 @@ class EpisodeDriver(GuardedNode):
         if part == "measured":
             self._newest_stamp = max(self._newest_stamp, stamp_from_msg(msg.header.stamp))
         elif part == "status":
-            self._newest_offer = max(self._newest_offer, stamp_from_msg(msg.header.stamp))
+            self._newest_offer = max(self._newest_offer, msg.stamp)
 
     def _on_committed(self, msg: DiagnosticArray) -> None:
         committed = record_from_msg(EpisodeCommitted, msg)
@@ -207,7 +207,7 @@ class EpisodeDriver(GuardedNode):
     def _on_instant(self, parts: Mapping[str, Any]) -> None:
         if self.phase != "run":
             return
-        status = record_from_msg(TaskStatus, parts["status"])
+        status: TaskStatus = parts["status"]
         assert self.task is not None
         if status.episode != self.episode or self._is_early(status) or self._is_late(status):
             return

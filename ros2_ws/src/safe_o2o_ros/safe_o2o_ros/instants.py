@@ -9,7 +9,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from sensor_msgs.msg import Image, JointState
 
 from safe_o2o_ros import qos
-from safe_o2o_ros.conversions import stamp_key
+from safe_o2o_ros.conversions import TaskStatus, record_from_msg, stamp_key
 from safe_o2o_ros.matching import StampMatcher
 from safe_o2o_ros.node import GuardedNode
 
@@ -27,8 +27,8 @@ class Instants:
 
     Args:
         node: whose subscriptions they are.
-        take: called with the messages of a whole instant by part.
-        hear: called with each message before that, as `hear(part, message)`.
+        take: called with the messages of a whole instant by part; its status is a `TaskStatus`.
+        hear: called with each of them before that, as `hear(part, message)`.
     """
 
     def __init__(
@@ -52,8 +52,10 @@ class Instants:
     def _part(self, part: str, topic: str) -> Callable[[Any], None]:
         def take(msg: Any) -> None:
             self.unheard.discard(topic)
-            self._hear(part, msg)
-            complete = self._matcher.add(part, stamp_key(msg.header.stamp), msg)
+            # Here and not when the instant is whole: its picture comes last, and is waited for.
+            said = record_from_msg(TaskStatus, msg) if part == "status" else msg
+            self._hear(part, said)
+            complete = self._matcher.add(part, stamp_key(msg.header.stamp), said)
             if complete is not None:
                 self._take(complete)
 

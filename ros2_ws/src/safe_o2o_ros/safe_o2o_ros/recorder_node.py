@@ -23,7 +23,6 @@ from safe_o2o_ros.conversions import (
     EpisodeCommitted,
     PolicyOutput,
     TaskDescription,
-    TaskStatus,
     image_from_msg,
     record_from_msg,
     record_from_text,
@@ -109,7 +108,7 @@ class RecorderNode(GuardedNode):
     def _hear(self, part: str, msg: Any) -> None:
         """A status counts also where its picture never comes."""
         if part == "status" and self.assembler is not None:
-            self.assembler.add_status(record_from_msg(TaskStatus, msg))
+            self.assembler.add_status(msg)
 
     def _on_instant(self, parts: Mapping[str, Any]) -> None:
         if self.assembler is not None:
@@ -119,7 +118,7 @@ class RecorderNode(GuardedNode):
         assert self.task is not None
         state = robot_state(parts["measured"], parts["command"], self.task.joint_names)
         obs = self.cartesian.observe(state, image_from_msg(parts["image"]))
-        return Snapshot(state, obs, record_from_msg(TaskStatus, parts["status"]))
+        return Snapshot(state, obs, parts["status"])
 
     def _on_output(self, msg: DiagnosticArray) -> None:
         if self.assembler is None:
