@@ -217,6 +217,11 @@ def recoloured_but_red(config: FospConfig) -> FospConfig:
     return replace(recoloured(config), recolour_keep=("red",))
 
 
+def recoloured_cloning(config: FospConfig) -> FospConfig:
+    """Behaviour cloning with that: a policy as unsafe as the data, on an encoder that is not fooled."""
+    return recoloured_but_red(behavior_cloning(config))
+
+
 def released(config: FospConfig) -> FospConfig:
     """What the released code computes, by reading and running it (fosp.md 8.1 and 8.2).
 
@@ -243,6 +248,7 @@ VARIANTS: dict[str, Callable[[FospConfig], FospConfig]] = {
     "without_model": without_model,
     "recoloured": recoloured,
     "recoloured_but_red": recoloured_but_red,
+    "recoloured_cloning": recoloured_cloning,
     "released": released,
 }
 PRESETS: dict[str, FospConfig] = SIZES | {
