@@ -16,6 +16,14 @@ algorithms: dict[str, str] = dict(
     safedreamer="safe_o2o.algorithms.baselines:SafeDreamer",
     dreamer="safe_o2o.algorithms.baselines:Dreamer",
     behavior_cloning="safe_o2o.algorithms.baselines:BehaviorCloning",
+    cloning="safe_o2o.algorithms.cloning:Cloning",
+    iql="safe_o2o.algorithms.iql:Iql",
+    idql="safe_o2o.algorithms.idql:Idql",
+    align_iql="safe_o2o.algorithms.align_iql:AlignIql",
+    align_iql_hard="safe_o2o.algorithms.align_iql:AlignIqlHard",
+    diffcps="safe_o2o.algorithms.diffcps:DiffCps",
+    cfpi="safe_o2o.algorithms.cfpi:Cfpi",
+    consistency_ac="safe_o2o.algorithms.consistency_ac:ConsistencyAc",
     reachability="safe_o2o.algorithms.reachability:Reachability",
 )
 tasks: dict[str, str] = dict(

@@ -21,7 +21,7 @@ from safe_o2o.types import (
 )
 
 Carry = Any
-"""Recurrent state of a policy; `()` for a memoryless one."""
+"""Recurrent state of a policy; empty for a memoryless one."""
 
 
 @runtime_checkable

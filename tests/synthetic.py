@@ -18,7 +18,15 @@ SPEC = Spec(
     ),
     ActionSpec(("dx", "dy", "dz"), "m", (-0.02,) * 3, (0.02,) * 3, 0.2),
 )
-STATISTICS = {"tcp_pose": {"mean": [0.5, 0.0, 0.2, 0.0, 1.0], "std": [0.1, 0.1, 0.1, 0.0, 0.0]}}
+STATISTICS = {
+    "tcp_pose": {"mean": [0.5, 0.0, 0.2, 0.0, 1.0], "std": [0.1, 0.1, 0.1, 0.0, 0.0]},
+    **{
+        name: {"mean": [0.1] * size, "std": [0.8] * size}
+        for name, size in (("deter", 12), ("stoch", 8), ("embed", 6))
+    },
+    "reward": {"mean": [0.5], "std": [0.3]},
+    "return": {"low": [1.0], "high": [5.0]},
+}
 
 
 def sequence_batch(seed: int, batch: int = 4, steps: int = 6, origin: int = 0) -> Batch:
@@ -77,17 +85,21 @@ def transition_batch(seed: int, batch: int = 16) -> Batch:
 
     number = torch.randint(0, 9, (batch,), generator=g)
     flag = torch.zeros(batch, dtype=torch.bool)
+    terminated = torch.rand(batch, generator=g) > 0.9
+    truncated = ~terminated & (torch.rand(batch, generator=g) > 0.9)
     return Batch(
         obs=state(),
         action=torch.rand(batch, 3, generator=g) * 2 - 1,
-        reward=torch.zeros(batch),
+        reward=torch.rand(batch, generator=g),
         cost=(torch.rand(batch, generator=g) > 0.7).float(),
-        terminated=torch.rand(batch, generator=g) > 0.9,
-        truncated=flag,
+        terminated=terminated,
+        truncated=truncated,
         is_first=flag,
         mask=~flag,
         action_mask=~flag,
         next_obs=state(),
+        next_action=torch.rand(batch, 3, generator=g) * 2 - 1,
+        next_action_mask=~(terminated | truncated),
         index=Index(
             episode=number, step=number, record=number, origin=torch.zeros(batch, dtype=torch.int64)
         ),

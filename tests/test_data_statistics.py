@@ -18,11 +18,19 @@ def test_streaming_statistics_equal_those_of_all_rows(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     statistics = Statistics.compute(datasets, progress=lambda *call: calls.append(call))
     assert calls == [(1, 3), (2, 3), (3, 3)]
-    assert set(statistics.arrays) == {"pose", "action"}
+    episodes = [episode for dataset in datasets for episode in dataset]
+    reward = [episode.array("reward").astype(np.float64)[:, None] for episode in episodes]
+    expected = {
+        "pose": [episode.array("obs.pose") for episode in episodes],
+        "action": [episode.array("action") for episode in episodes],
+        "reward": reward,
+        "return": [rows.sum(0, keepdims=True) for rows in reward],
+    }
+    counts = {"pose": 24, "action": 21, "reward": 21, "return": 3}
+    assert set(statistics.arrays) == set(expected)
     for name, moments in statistics.arrays.items():
-        array = "action" if name == "action" else "obs.pose"
-        rows = np.concatenate([e.array(array) for d in datasets for e in d]).astype(np.float64)
-        assert moments.count == len(rows) == (21 if name == "action" else 24)
+        rows = np.concatenate(expected[name]).astype(np.float64)
+        assert moments.count == len(rows) == counts[name]
         np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-12)
         np.testing.assert_allclose(moments.std, rows.std(0), rtol=1e-12)
         assert moments.low == tuple(rows.min(0)) and moments.high == tuple(rows.max(0))

@@ -107,7 +107,7 @@ def test_where_distances_are_told_they_are_what_is_learned(told: float) -> None:
 
 def test_the_recovery_policy_leads_away(learned: Reachability) -> None:
     for x in (0.3, 0.38):
-        action = learned.policy.act({"deter": torch.tensor([[x, x**2]])}, ())[0]
+        action = learned.policy.act({"deter": torch.tensor([[x, x**2]])}, {})[0]
         assert float(action) < -0.3, x
         assert float(moved(torch.tensor([[x]]), action)) < 0.4
 

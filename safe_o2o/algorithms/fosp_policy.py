@@ -7,15 +7,15 @@ and out, which is what becomes the ONNX graph.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from safe_o2o.algorithms import losses
 from safe_o2o.algorithms.fosp_config import SelectionConfig
 from safe_o2o.algorithms.fosp_net import FospNet, Tracked, stack_images, stack_vectors, undecided
+from safe_o2o.algorithms.module_policy import ModulePolicy, example_inputs
 from safe_o2o.nets.policy import MixtureActor
 from safe_o2o.nets.rssm import Latent
 from safe_o2o.spaces import Spec
@@ -82,14 +82,7 @@ class DecisionModule(nn.Module):
 
     def example_inputs(self) -> tuple[Tensor, ...]:
         """One valid input of every name, batch size 1."""
-        dtype = {"uint8": torch.uint8, "float32": torch.float32}
-        obs = [
-            torch.zeros(1, *array.shape, dtype=dtype[array.dtype])
-            for array in self.spec.observation.arrays.values()
-        ]
-        carry = [torch.zeros(1, size) for size in self.carry_sizes.values()]
-        noise = [torch.zeros(1, *shape) for shape in self.noise_inputs.values()]
-        return (*obs, *carry, *noise)
+        return example_inputs(self, self.spec)
 
     def candidates(
         self, mean: Tensor, std: Tensor, base: Tensor | None, noise: Mapping[str, Tensor]
@@ -252,12 +245,7 @@ def _state_sizes(net: FospNet, prefix: str) -> dict[str, int]:
     return {f"{prefix}deter": rssm.deter_dim, f"{prefix}stoch": rssm.stoch_dim}
 
 
-def _tensor(array: Any) -> Tensor:
-    """A tensor of its own: frames from a file are read-only, which PyTorch cannot share."""
-    return array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
-
-
-class FospPolicy(nn.Module):
+class FospPolicy(ModulePolicy):
     """The `Policy` of FOSP; see `safe_o2o.interfaces.Policy`.
 
     Args:
@@ -268,6 +256,8 @@ class FospPolicy(nn.Module):
         expands: whether the frozen policy's action is a candidate.
     """
 
+    module: DecisionModule
+
     def __init__(
         self,
         net: FospNet,
@@ -277,29 +267,8 @@ class FospPolicy(nn.Module):
         *,
         expands: bool = True,
     ) -> None:
-        super().__init__()
-        self.module = DecisionModule(net, base if expands else None, spec)
+        super().__init__(DecisionModule(net, base if expands else None, spec), spec, seed)
         self._beside = None if expands or base is None else (net, base)
-        self.spec = spec
-        self.last_output: dict[str, Tensor] = {}
-        # Drawn as the exported bundle draws it: both choose among the same candidates.
-        generator = np.random.Generator(np.random.PCG64(seed))
-        still = {
-            name: generator.standard_normal(shape, np.float32)
-            if self.module.deterministic_noise[name] == "fixed"
-            else np.zeros(shape, np.float32)
-            for name, shape in self.module.noise_inputs.items()
-        }
-        self._still = {name: torch.from_numpy(draw).unsqueeze(0) for name, draw in still.items()}
-        self.seed(seed)
-
-    def seed(self, seed: int) -> None:
-        """Seed the noise of `act(..., deterministic=False)`."""
-        self._generator = torch.Generator().manual_seed(seed + 1)
-
-    def export_module(self) -> DecisionModule:
-        """The same decision with plain tensors in and out."""
-        return self.module
 
     def watching_module(self) -> DecisionModule:
         """`export_module` for a gate: the frozen world model is in it, come what may.
@@ -309,27 +278,3 @@ class FospPolicy(nn.Module):
         if self._beside is None:
             return self.module
         return DecisionModule(*self._beside, self.spec, expands=False)
-
-    def initial_carry(self, n: int = 1) -> dict[str, Tensor]:
-        """Zeros: the graph resets itself when `started` is 0."""
-        return {name: torch.zeros(n, size) for name, size in self.module.carry_sizes.items()}
-
-    @torch.no_grad()
-    def act(
-        self, obs: Mapping[str, Any], carry: dict[str, Tensor], deterministic: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Choose actions `[n, A]` for observations `[n, ...]`."""
-        arrays = [_tensor(obs[name]) for name in self.spec.observation.arrays]
-        n = arrays[0].shape[0]
-        noise = [
-            still.expand(n, *still.shape[1:])
-            if deterministic
-            else torch.randn(n, *still.shape[1:], generator=self._generator)
-            for still in self._still.values()
-        ]
-        device = next(self.module.parameters()).device
-        inputs = [x.to(device) for x in (*arrays, *carry.values(), *noise)]
-        out = dict(zip(self.module.output_names, self.module(*inputs), strict=True))
-        names = self.module.carry_names
-        self.last_output = {k: v for k, v in out.items() if k not in names.values()}
-        return out["action"], {name: out[after] for name, after in names.items()}

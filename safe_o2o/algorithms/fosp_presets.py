@@ -218,7 +218,7 @@ def recoloured_but_red(config: FospConfig) -> FospConfig:
 
 
 def recoloured_cloning(config: FospConfig) -> FospConfig:
-    """Behaviour cloning with that: a policy as unsafe as the data, on an encoder that is not fooled."""
+    """Behaviour cloning with that: as unsafe as the data, on an encoder that is not fooled."""
     return recoloured_but_red(behavior_cloning(config))
 
 

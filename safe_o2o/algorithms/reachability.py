@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from safe_o2o.algorithms.gated import fingerprint
 from safe_o2o.algorithms.latents import Tracker
+from safe_o2o.algorithms.module_policy import ModulePolicy
 from safe_o2o.algorithms.reachability_config import PRESETS, ReachabilityConfig
 from safe_o2o.algorithms.reachability_nets import Heads, RecoveryModule
 from safe_o2o.algorithms.safety_value import (
@@ -93,9 +94,11 @@ class Reachability:
         return PRESETS[name]
 
     @property
-    def policy(self) -> RecoveryPolicy:
+    def policy(self) -> ModulePolicy:
         """The recovery policy, on states; what is deployed is a gate around another policy."""
-        return RecoveryPolicy(self.heads, self.spec)
+        arrays = self.spec.observation.arrays
+        sizes = [array.shape[0] for array in arrays.values()]
+        return ModulePolicy(RecoveryModule(self.heads, list(arrays), sizes), self.spec)
 
     @property
     def imagines(self) -> bool:
@@ -331,29 +334,3 @@ class Reachability:
             optimizer.load_state_dict(state["optimizer"][name])
         self.generator.set_state(state["generator"])
         self.step = int(state["step"])
-
-
-class RecoveryPolicy(nn.Module):
-    """The `Policy` of the recovery network; see `safe_o2o.interfaces.Policy`. It has no memory."""
-
-    def __init__(self, heads: Heads, spec: Spec) -> None:
-        super().__init__()
-        arrays = spec.observation.arrays
-        sizes = [array.shape[0] for array in arrays.values()]
-        self.module, self.spec = RecoveryModule(heads, list(arrays), sizes), spec
-
-    def export_module(self) -> RecoveryModule:
-        """The same decision with plain tensors in and out."""
-        return self.module
-
-    def initial_carry(self, n: int = 1) -> tuple[()]:
-        """No memory."""
-        return ()
-
-    @torch.no_grad()
-    def act(
-        self, obs: Mapping[str, Any], carry: tuple[()], deterministic: bool = True
-    ) -> tuple[Tensor, tuple[()]]:
-        """Choose actions `[n, A]` for states `[n, ...]`; it has no noise of its own."""
-        arrays = [torch.as_tensor(obs[name]) for name in self.module.input_names]
-        return self.module(*arrays)[0], carry

@@ -104,6 +104,7 @@ class RecoveryModule(nn.Module):
         self.input_names = list(names)
         self.output_names = ["action", "risk", "disagreement"]
         self.carry_names: dict[str, str] = {}
+        self.carry_sizes: dict[str, int] = {}
         self.noise_inputs: dict[str, tuple[int, ...]] = {}
         self.deterministic_noise: dict[str, str] = {}
 

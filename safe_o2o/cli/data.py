@@ -189,12 +189,14 @@ def stats(arguments: Arguments) -> None:
     rows = []
     for name, moments in statistics.arrays.items():
         spec = dataset.spec
-        names = spec.action.names if name == "action" else spec.observation.arrays[name].names
+        array = spec.observation.arrays.get(name)
+        names = spec.action.names if name == "action" else array.names if array else ("",)
         for index, (mean, std, low, high) in enumerate(
             zip(moments.mean, moments.std, moments.low, moments.high, strict=True)
         ):
             entry = names[index] if index < len(names) else str(index)
-            rows.append((f"{name}.{entry}", *(f"{v:.4f}" for v in (mean, std, low, high))))
+            label = f"{name}.{entry}".rstrip(".")
+            rows.append((label, *(f"{v:.4f}" for v in (mean, std, low, high))))
     print(console.table(("array", "mean", "std", "low", "high"), rows))
 
 

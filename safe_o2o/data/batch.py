@@ -59,6 +59,8 @@ class Batch:
         action_mask: True where an action was chosen `[B, T]` bool: real and not the last record
             of an episode.
         next_obs: observation after the action, transitions only; None for windows.
+        next_action: action chosen there `[B, A]`, transitions only; zero where none was.
+        next_action_mask: whether one was `[B]` bool, transitions only: not where the episode ends.
         proposed_action: what the policy asked for `[B, T, A]` float32, aligned with `action`.
         verdict: the filter's strictest verdict on the action `[B, T]` uint8, aligned with `action`.
         source: who proposed the action `[B, T]` uint8, aligned with `action`.
@@ -84,6 +86,8 @@ class Batch:
     mask: Tensor
     action_mask: Tensor
     next_obs: dict[str, Tensor] | None = None
+    next_action: Tensor | None = None
+    next_action_mask: Tensor | None = None
     proposed_action: Tensor | None = None
     verdict: Tensor | None = None
     source: Tensor | None = None

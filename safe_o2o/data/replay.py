@@ -293,7 +293,7 @@ class SequenceReplay(Replay):
 
 
 class TransitionReplay(Replay):
-    """Single transitions `[B]`: `obs`, `action`, what it caused, and `next_obs`.
+    """Single transitions `[B]`: `obs`, `action`, what it caused, `next_obs`, what was done there.
 
     Every transition is equally likely; `cost_fraction` of the rows comes from those with a cost.
     `Index.record` and `Index.step` are those of the record before the action.
@@ -340,6 +340,9 @@ class TransitionReplay(Replay):
         for name in _COLUMNS:
             arrival = name in ("reward", "cost", "terminated", "truncated")
             _put(getattr(batch, name), into, store.arrays[name][record + arrival])
+        assert batch.next_action is not None and batch.next_action_mask is not None
+        _put(batch.next_action, into, store.arrays["action"][record + 1])
+        _put(batch.next_action_mask, into, store.arrays["action_mask"][record + 1])
         _put(batch.mask, into, np.ones(count, np.bool_))
         _put_index(batch, into, sequence, step, record, origin)
         next_obs = batch.next_obs or {}
@@ -379,6 +382,8 @@ def _allocate(spec: Spec, shape: tuple[int, ...], *, next_obs: bool) -> Batch:
         mask=of(torch.bool),
         action_mask=of(torch.bool),
         next_obs=observation() if next_obs else None,
+        next_action=numbers(spec.action.dim) if next_obs else None,
+        next_action_mask=of(torch.bool) if next_obs else None,
         proposed_action=numbers(spec.action.dim),
         verdict=of(torch.uint8),
         source=of(torch.uint8),

@@ -67,7 +67,10 @@ class _Running:
 
 @dataclass(frozen=True)
 class Statistics:
-    """`Moments` by array name: each vector observation (no prefix) and `action`."""
+    """`Moments` by array name: each vector observation (no prefix), `action`, `reward`, `return`.
+
+    The rows of `return` are episodes, D = 1; those of the others are records and steps.
+    """
 
     arrays: Mapping[str, Moments]
 
@@ -93,11 +96,14 @@ class Statistics:
             raise DataError("has no episode", where=where, todo="collect some episodes first")
         names = {name: f"obs.{name}" for name in chosen[0].spec.observation.vector_names}
         names["action"] = "action"
-        running = {name: _Running() for name in names}
+        running = {name: _Running() for name in (*names, "reward", "return")}
         for dataset in chosen:
             for episode in dataset:
                 for name, array in names.items():
                     running[name].add(episode.array(array))
+                reward = np.asarray(episode.array("reward"), np.float64)[:, None]
+                running["reward"].add(reward)
+                running["return"].add(reward.sum(0, keepdims=True))
                 done += 1
                 if progress is not None:
                     progress(done, total)

@@ -45,13 +45,12 @@ def export_algorithm(
         CheckpointError: the gate's heads belong to another world model.
         BundleError: network and graph disagree, or there are too few recorded steps.
     """
-    policy, spec = algorithm.policy, algorithm.spec
+    spec = algorithm.spec
     if encoder is not None:
         spec.require_same(encoder.latent_spec, mine=f"algorithm {name}", theirs="the encoder")
-        policy, spec = PairModule(encoder, policy.export_module()), encoder.spec
+        spec = encoder.spec
     spec.require_same(dataset.spec, mine=f"algorithm {name}", theirs=f"dataset {dataset.directory}")
-    if gate is not None:
-        policy = gated(policy, gate)
+    policy = deployed(algorithm, encoder, gate)
     facts = {
         "dataset": dataset.content_hash(),
         "step": algorithm.step,
@@ -68,6 +67,20 @@ def export_algorithm(
         noise_seed=algorithm.config.seed,
         graphs=graphs,
     )
+
+
+def deployed(
+    algorithm: Any, encoder: Tracker | None = None, gate: Reachability | None = None
+) -> Exportable:
+    """What becomes one graph: a policy, behind the encoder of its latents, in front of a gate.
+
+    Raises:
+        CheckpointError: the gate's heads belong to another world model.
+    """
+    policy: Exportable = algorithm.policy
+    if encoder is not None:
+        policy = PairModule(encoder, policy.export_module())
+    return policy if gate is None else gated(policy, gate)
 
 
 def gated(policy: Exportable, gate: Reachability) -> GatedModule:

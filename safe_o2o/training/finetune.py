@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from safe_o2o import bundle
+from safe_o2o import bundle, catalog
 from safe_o2o import config as settings
-from safe_o2o.algorithms.fosp_config import FospConfig
 from safe_o2o.algorithms.reachability import Reachability
 from safe_o2o.data.batch import Batch
 from safe_o2o.data.dataset import Dataset
@@ -26,12 +25,13 @@ from safe_o2o.data.episode import Episode
 from safe_o2o.data.mixture import Mixture
 from safe_o2o.data.replay import Replay
 from safe_o2o.errors import BundleError, CheckpointError, ConfigError, SafeO2OError
-from safe_o2o.export.algorithm import export_algorithm, gated
+from safe_o2o.export.algorithm import deployed, export_algorithm
 from safe_o2o.export.graph import Graphs
 from safe_o2o.export.onnx import exported
 from safe_o2o.files import write_atomic
 from safe_o2o.safety.gate_file import gate_of, write_gate
 from safe_o2o.training import checkpoint, offline
+from safe_o2o.training.experience import Experience
 from safe_o2o.training.logger import MetricLog
 from safe_o2o.training.memory import keep_freed_memory
 from safe_o2o.training.promotion import PromotionConfig, promote
@@ -91,8 +91,9 @@ class FineTuner:
 
     Args:
         run_dir: the run, with `dataset`, `checkpoints`, `online` and `bundles` in it; where the
-            live bundle has a reachability gate, also its heads in `gate` and the episodes of its
-            calibration in `calibration`.
+            policy reads latents, those of `dataset` in `latents`; where the live bundle has a
+            reachability gate, also its heads in `gate` and the episodes of its calibration in
+            `calibration`.
         config: settings, or a mapping of them as a settings file holds it; None for the defaults.
 
     Raises:
@@ -111,7 +112,7 @@ class FineTuner:
         if config.threads:
             torch.set_num_threads(config.threads)
         keep_freed_memory()
-        self.offline_data = Dataset(self.run_dir / "dataset")
+        self.experience = Experience(self.run_dir)
         self.folder = self.run_dir / DIRECTORY
         self._graphs = Graphs()
         self._load()
@@ -130,9 +131,13 @@ class FineTuner:
         newest = checkpoint.latest(self.folder)
         header = checkpoint.read_header(newest or start)
         self.meta = header.meta
-        algo_config = settings.from_json(FospConfig, header.meta.config, where=newest or start)
+        name = header.meta.algorithm
+        kind = catalog.load("algorithm", name)
+        if not hasattr(kind, "start_online"):
+            raise CheckpointError(f"{name} cannot be fine-tuned", where=newest or start)
+        algo_config = settings.from_json(kind.Config, header.meta.config, where=newest or start)
         seed_everything(algo_config.seed)
-        self.algorithm = offline.build(header.meta.algorithm, algo_config, self.offline_data)
+        self.algorithm = offline.build(name, algo_config, self.experience.offline)
         self.rounds = 0
         if newest is None:
             self.algorithm.load_state_dict(checkpoint.load(start)["algorithm"])
@@ -161,18 +166,12 @@ class FineTuner:
 
     def _prepare(self) -> None:
         """Trace the graph while the first episodes are under way: each round only fills it."""
-        policy = self.algorithm.policy
-        if self.gate is not None:
-            policy = gated(policy, self.gate)
+        policy = deployed(self.algorithm, self.experience.encoder, self.gate)
         self._graphs.trace(exported(policy), self.run_dir / "bundles")
 
     def _mixture(self) -> Mixture:
-        online = Dataset(self.run_dir / "online")
-        known, _ = offline.split(self.offline_data, offline.HELD_OUT)
-        fresh, _ = offline.split(online, HELD_OUT_ONLINE)
-        self.offline_data.spec.require_same(
-            online.spec, mine=str(self.offline_data.directory), theirs=str(online.directory)
-        )
+        known, _ = offline.split(self.experience.offline, offline.HELD_OUT)
+        fresh, _ = offline.split(self.experience.online(), HELD_OUT_ONLINE)
         seed = self.algorithm.config.seed
         replays: dict[str, Replay] = {
             "offline": offline.make_replay(self.algorithm, known, seed),
@@ -235,7 +234,10 @@ class FineTuner:
         self.folder.mkdir(parents=True, exist_ok=True)
         with MetricLog(self.folder / "metrics.jsonl", resume_at=algorithm.online_step) as log:
             for update in range(warmup + total):
-                rows.append(algorithm.update(lessons.mark(mixture.sample())))
+                batch = mixture.sample()
+                if algorithm.wants == "sequences":
+                    batch = lessons.mark(batch)
+                rows.append(algorithm.update(batch))
                 log.append(algorithm.online_step, rows[-1])
                 if progress is not None:
                     progress(update + 1, warmup + total)
@@ -260,7 +262,7 @@ class FineTuner:
 
     def _held_out(self) -> list[Episode]:
         """Episodes that no update has seen: of the new scene, and of the one it must not forget."""
-        _, old = offline.split(self.offline_data, offline.HELD_OUT)
+        _, old = offline.split(self.experience.recorded, offline.HELD_OUT)
         _, new = offline.split(Dataset(self.run_dir / "online"), HELD_OUT_ONLINE)
         half = max(1, self.config.promotion.episodes // 2)
         return [*list(old)[-half:], *list(new)[-half:]]
@@ -272,7 +274,8 @@ class FineTuner:
         name = self.meta.algorithm
         try:
             candidate = export_algorithm(
-                *(algorithm, name, bundles, self.offline_data, facts, self._graphs),
+                *(algorithm, name, bundles, self.experience.recorded, facts, self._graphs),
+                encoder=self.experience.encoder,
                 gate=self.gate,
             ).directory
         except BundleError as error:  # the actor goes on with the last good one, and so do we

@@ -1,0 +1,94 @@
+"""Diffusion policies: a denoiser of actions, and samplers of few steps (offline.md 1.4, 1.5).
+
+With five steps even a perfect network puts a third of its samples between two modes: fifteen are
+the default.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from safe_o2o.nets.denoiser import Denoiser, Network, make_denoiser
+from safe_o2o.nets.generative import GenerativePolicy
+from safe_o2o.nets.schedule import NoiseSchedule
+
+Sampler = Literal["posterior", "beta", "ddim"]
+Clip = Literal["x0", "each", "none"]
+
+
+class DiffusionPolicy(GenerativePolicy):
+    """DDPM on actions.
+
+    Args:
+        obs_dim: F.
+        action_dim: A.
+        steps: T.
+        network: see `make_denoiser`.
+        hidden_dim: width of the network.
+        sampler: `posterior` adds noise of the posterior's variance (DiffCPS), `beta` of the forward
+            step's (IDQL), `ddim` none.
+        clip: what is kept within [-1, 1] on the way: the clean action (DiffCPS), each step's result
+            (IDQL), or nothing before the end.
+        denoiser: a network to use instead.
+    """
+
+    density = "bound"
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        *,
+        steps: int = 15,
+        network: Network = "residual",
+        hidden_dim: int = 256,
+        sampler: Sampler = "posterior",
+        clip: Clip = "x0",
+        denoiser: Denoiser | None = None,
+    ) -> None:
+        super().__init__()
+        self.sampler, self.clip = sampler, clip
+        self.noise_shape = (steps, action_dim)  # where it starts, and what T - 1 steps add
+        self.schedule = NoiseSchedule(steps)
+        self.denoiser = denoiser or make_denoiser(network, obs_dim, action_dim, hidden_dim)
+
+    def loss(self, obs: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
+        """Squared error of the noise `[B]`, mean over entries as DiffCPS has it; IDQL sums them."""
+        device, rows = obs.device, len(obs)
+        index = torch.randint(self.schedule.steps, (rows,), generator=generator, device=device)
+        noise = torch.randn(action.shape, generator=generator, device=device, dtype=action.dtype)
+        x = self.schedule.noised(action, index, noise)
+        error: Tensor = self.denoiser(x.unsqueeze(1), index + 1, obs)[:, 0] - noise
+        return error.square().mean(-1)
+
+    def decode(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """See `GenerativePolicy`: the whole chain; nothing is added at the last step."""
+        schedule, x = self.schedule, noise[:, :, 0]
+        for index in reversed(range(schedule.steps)):
+            level = torch.full((1,), index + 1, device=obs.device)
+            found = self.denoiser(x, level, obs)
+            clean = schedule.clean_of(x, index, found)
+            if self.clip == "x0":
+                clean = clean.clamp(-1.0, 1.0)
+            fresh = noise[:, :, schedule.steps - index] if index else None
+            x = self._back(x, clean, index, fresh)
+            if self.clip == "each":
+                x = x.clamp(-1.0, 1.0)
+        return x.clamp(-1.0, 1.0)
+
+    def _back(self, x: Tensor, clean: Tensor, index: int, fresh: Tensor | None) -> Tensor:
+        """X of the step below."""
+        schedule = self.schedule
+        if self.sampler == "ddim":
+            kept, before = schedule.alpha_bar[index], schedule.before[index]
+            # By what is left of x, so that a clean action that was cut is taken as it is.
+            noise = (x - kept.sqrt() * clean) / (1.0 - kept).sqrt()
+            return before.sqrt() * clean + (1.0 - before).sqrt() * noise
+        mean = schedule.clean[index] * clean + schedule.noisy[index] * x
+        if fresh is None:
+            return mean
+        table = schedule.posterior_var if self.sampler == "posterior" else schedule.beta
+        return mean + table[index].sqrt() * fresh
