@@ -287,7 +287,7 @@ class Learner(ABC):
     # ------------------------------------------------------------------ optimisation
 
     def optimize(self, name: str, loss: Tensor, clip: float = 0.0) -> None:
-        """One step of an optimiser on a loss; `clip` is the gradient's norm at most, 0 the config's."""
+        """One step of an optimiser; `clip` is the gradient's norm at most, 0 the config's."""
         optimizer, clip = self.optimizer[name], clip or self.config.clip
         for parameter in self._parameters[name]:
             parameter.grad = None

@@ -1,7 +1,7 @@
 """The arithmetic of `EnsembleMLP` in training: one node of autograd for all of its layers.
 
 Small networks spend their time between the products. Here hidden products run in bfloat16 where
-autocast says so; what goes in, what comes out and every gradient of a weight is float32.
+autocast says so; what goes in, what comes out and every gradient of a weight is in full.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Stack(torch.autograd.Function):
         kept, weights = saved[: ctx.kept], saved[ctx.kept :]
         wanted = ctx.needs_input_grad[5:]
         found: list[Tensor | None] = [None] * len(weights)
+        full = weights[0].dtype
         below, narrow = kept[-1], weights[-2].shape[-1] == 1
         if wanted[-2]:
             if narrow:
@@ -60,23 +61,23 @@ class Stack(torch.autograd.Function):
             if ctx.norm:
                 raw, normal, mean, rstd = rest
                 if wanted[first + 2]:
-                    found[first + 2] = (g * normal).sum(1, keepdim=True, dtype=torch.float32)
+                    found[first + 2] = (g * normal).sum(1, keepdim=True, dtype=full)
                 if wanted[first + 3]:
-                    found[first + 3] = g.sum(1, keepdim=True, dtype=torch.float32)
+                    found[first + 3] = g.sum(1, keepdim=True, dtype=full)
                 g = g * weights[first + 2].to(g.dtype)
                 ends = [raw.shape[-1]]
                 g = aten.native_layer_norm_backward(
                     g, raw, ends, mean, rstd, None, None, [True, False, False]
                 )[0]
             if wanted[first]:
-                found[first] = torch.bmm(x.transpose(1, 2), g.to(x.dtype)).float()
+                found[first] = torch.bmm(x.transpose(1, 2), g.to(x.dtype)).to(full)
             if wanted[first + 1]:
-                found[first + 1] = g.sum(1, keepdim=True, dtype=torch.float32)
+                found[first + 1] = g.sum(1, keepdim=True, dtype=full)
             if layer or ctx.needs_input_grad[0]:
                 g = torch.bmm(g.to(w.dtype), w.transpose(1, 2))
         to_input = None
         if ctx.needs_input_grad[0]:
-            to_input = g.float().sum(0) if ctx.shared else g.float()
+            to_input = g.to(full).sum(0) if ctx.shared else g.to(full)
         return (to_input, None, None, None, None, *found)
 
 
@@ -85,8 +86,9 @@ def run(
 ) -> tuple[Tensor, list[Tensor]]:
     """The output `[E, B, out]`, and what the way back needs."""
     kept: list[Tensor] = []
-    h = x.float().expand(len(weights[0]), *x.shape) if x.dim() == 2 else x.float()
-    size = PARTS[norm]
+    full, size = weights[0].dtype, PARTS[norm]
+    h = x.to(full)
+    h = h.expand(len(weights[0]), *h.shape) if h.dim() == 2 else h
     for first in range(0, len(weights) - 2, size):
         w, b = weights[first], weights[first + 1]
         fast = low and min(w.shape[1:]) >= WIDE
@@ -106,7 +108,7 @@ def run(
             kept += [raw, normal, mean, rstd]
         if low:
             h = h.bfloat16()
-    h = h.float()
+    h = h.to(full)
     kept.append(h)
     w, b = weights[-2:]
     if w.shape[-1] == 1:  # a product with a vector takes longer than its sum

@@ -210,7 +210,7 @@ class MixturePolicy(_Explicit):
         return Moments(
             torch.log_softmax(share[..., 0], -1),
             self._mean(mean + self.start),
-            log_std.clamp(*LOG_STD).exp(),
+            (log_std - 1.0).clamp(*LOG_STD).exp(),  # as wide as all actions they start as one
         )
 
     def decode(self, obs: Tensor, noise: Tensor) -> Tensor:
