@@ -30,16 +30,25 @@ tasks: dict[str, str] = dict(
     reach_place="safe_o2o_sim.tasks.reach_place:ReachPlace",
     safe_reach="safe_o2o_sim.tasks.safe_reach:SafeReach",
     safe_reach_2="safe_o2o_sim.tasks.safe_reach_2:SafeReach2",
+    pendulum="safe_o2o_sim.control_tasks:Pendulum",
+    point_maze_large="safe_o2o_sim.point_maze:PointMazeLarge",
+    point_maze_medium="safe_o2o_sim.point_maze:PointMazeMedium",
+    point_maze_umaze="safe_o2o_sim.point_maze:PointMazeUMaze",
+    reacher="safe_o2o_sim.control_tasks:Reacher",
     safety_car_goal2="safe_o2o_sim.safety_gymnasium_env:CarGoal2",
     safety_point_button1="safe_o2o_sim.safety_gymnasium_env:PointButton1",
     safety_point_goal1="safe_o2o_sim.safety_gymnasium_env:PointGoal1",
+    safety_point_goal1_lidar="safe_o2o_sim.safety_gymnasium_env:PointGoal1Lidar",
     safety_point_goal2="safe_o2o_sim.safety_gymnasium_env:PointGoal2",
+    safety_point_goal2_lidar="safe_o2o_sim.safety_gymnasium_env:PointGoal2Lidar",
     safety_point_push1="safe_o2o_sim.safety_gymnasium_env:PointPush1",
 )
 behaviors: dict[str, str] = dict(
     expert="safe_o2o_sim.tasks.safe_reach_behaviors:Expert",
     unsafe="safe_o2o_sim.tasks.safe_reach_behaviors:Unsafe",
     random="safe_o2o_sim.tasks.safe_reach_behaviors:RandomWalk",
+    maze_waypoints="safe_o2o_sim.point_maze_behaviors:MazeWaypoints",
+    maze_wanderer="safe_o2o_sim.point_maze_behaviors:MazeWanderer",
 )
 robots: dict[str, str] = dict(
     mock="safe_o2o.runtime.mock_robot:MockRobot",

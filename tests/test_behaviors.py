@@ -185,9 +185,9 @@ class LineWithVector(LineEnv):
 
     def __init__(self) -> None:
         super().__init__(8, 10)
-        self.lidar_spec = line_spec()
+        self.vector_spec = line_spec()
 
-    def lidar(self) -> Any:
+    def vector(self) -> Any:
         return self._obs()["pose"]
 
 
@@ -208,7 +208,7 @@ def test_behaviours_act_on_their_own_vector_and_chance_knows_nothing(tmp_path: P
         BehaviorMaker((str(tmp_path),))(line())
     with pytest.raises(ConfigError, match="safe-o2o behaviors"):
         BehaviorMaker(("expert",))(env)
-    env.lidar_spec = Spec(
+    env.vector_spec = Spec(
         ObservationSpec({"pose": ArraySpec((3,), "float32", "m")}), env.spec.action
     )
     with pytest.raises(SpecMismatchError, match="shape"):

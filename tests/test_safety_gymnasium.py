@@ -82,7 +82,7 @@ def test_a_step_is_four_frames_of_the_package_itself(kind: Any, made: Any) -> No
     inner.reset(seed=7)
     inner.task.data.qacc_warmstart[:] = 0.0
     mujoco.mj_forward(inner.task.model, inner.task.data)
-    assert np.array_equal(env.lidar(), inner.task.obs().astype(np.float32))
+    assert np.array_equal(env.vector(), inner.task.obs().astype(np.float32))
     costs = 0.0
     for action in actions(15):
         step = env.step(action)
@@ -129,8 +129,8 @@ def test_looking_changes_nothing(made: Any, opengl: None) -> None:
     for action in actions(10):
         a, b = seen.step(action), unseen.step(action)
         assert (a.reward, a.cost) == (b.reward, b.cost)
-        assert np.array_equal(seen.lidar(), b.obs["lidar"])
-    assert seen.lidar_spec == unseen.spec
+        assert np.array_equal(seen.vector(), b.obs["lidar"])
+    assert seen.vector_spec == unseen.spec
 
 
 @pytest.mark.parametrize("kind", [tasks.PointGoal1, tasks.CarGoal2])

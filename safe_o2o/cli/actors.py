@@ -92,10 +92,10 @@ class BehaviorMaker:
     def _make(self, name: str, env: Any) -> Actor:
         if name not in catalog.behaviors:
             behavior = read_behavior(Path(name))
-            if not hasattr(env, "lidar"):
+            if not hasattr(env, "vector"):
                 raise ConfigError("needs a task with lidar", where=f"behaviour {name}")
-            behavior.spec.require_same(env.lidar_spec, mine=f"behaviour {name}", theirs="the task")
-            return TrainedActor(behavior, env.lidar)
+            behavior.spec.require_same(env.vector_spec, mine=f"behaviour {name}", theirs="the task")
+            return TrainedActor(behavior, env.vector)
         if hasattr(env, "task"):
             return BehaviorActor(catalog.load("behavior", name)(env.task), name)
         if name != "random":  # chance alone needs to know nothing

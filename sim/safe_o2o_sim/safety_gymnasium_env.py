@@ -79,15 +79,15 @@ class SafetyGymnasiumEnv:
         self._task.obs = self._observe_frame  # of this one object, not of its class
         self._last_frame, self._running = True, False
         self._renderer: Renderer | None = None
-        self.lidar_spec = Spec(ObservationSpec({LIDAR: self._lidar_array()}), self._action_spec())
-        """What `lidar()` returns, with the same actions: the spec of the recorded behaviours."""
+        self.vector_spec = Spec(ObservationSpec({LIDAR: self._lidar_array()}), self._action_spec())
+        """What `vector()` returns, with the same actions: the spec of the recorded behaviours."""
         size = self.config.image_size
         picture = ArraySpec((size, size, 3), "uint8", "intensity", low=0, high=255)
         self._pictures = tuple(CAMERAS) if camera else ()
         self.spec = (
-            Spec(ObservationSpec(dict.fromkeys(CAMERAS, picture)), self.lidar_spec.action)
+            Spec(ObservationSpec(dict.fromkeys(CAMERAS, picture)), self.vector_spec.action)
             if camera
-            else self.lidar_spec
+            else self.vector_spec
         )
 
     def reset(self, seed: int) -> Step:
@@ -165,8 +165,8 @@ class SafetyGymnasiumEnv:
             info=self._info(cost, frames, simulated - began, time.perf_counter() - simulated),
         )
 
-    def lidar(self) -> Array:
-        """The package's own observation `[D]` float32, lidar and proprioception: see `lidar_spec`.
+    def vector(self) -> Array:
+        """The package's own observation `[D]` float32, lidar and proprioception: see `vector_spec`.
 
         Of the same instant as the pictures; free of charge, since it is computed anyhow.
         """
@@ -201,7 +201,7 @@ class SafetyGymnasiumEnv:
 
     def _observe(self) -> Observation:
         if not self._pictures:
-            return {LIDAR: self.lidar()}
+            return {LIDAR: self.vector()}
         if self._renderer is None:
             self._renderer = Renderer(self.config.image_size)
         pictures = self._renderer.render(
@@ -271,3 +271,17 @@ class CarGoal2(SafetyGymnasiumEnv):
     task_id = "SafetyCarGoal2-v0"
     agent = "Car"
     controls = ("left_wheel", "right_wheel")
+
+
+class PointGoal1Lidar(PointGoal1):
+    """Safety-Gymnasium: PointGoal1 seen by the package's lidar instead of pictures."""
+
+    def __init__(self, config: SafetyGymnasiumConfig | None = None, camera: bool = True) -> None:
+        super().__init__(config, camera=False)
+
+
+class PointGoal2Lidar(PointGoal2):
+    """Safety-Gymnasium: PointGoal2 seen by the package's lidar instead of pictures."""
+
+    def __init__(self, config: SafetyGymnasiumConfig | None = None, camera: bool = True) -> None:
+        super().__init__(config, camera=False)
