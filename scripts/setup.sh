@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh                       the Python side
 #   scripts/setup.sh --browser             and a browser, for the test that opens the report in one
-#   scripts/setup.sh --safety-gymnasium    and Safety-Gymnasium with what its pictures need (45 MB)
+#   scripts/setup.sh --safety-gymnasium    and Safety-Gymnasium with what its pictures need, and mazes (70 MB)
 #   scripts/setup.sh --rerun               and the Rerun viewer, for `safe-o2o watch --rerun` (170 MB)
 #
 # System packages are installed with consent only: asked on a terminal, given by SAFE_O2O_YES=1 (or CI=true),
@@ -192,7 +192,7 @@ install_safety_gymnasium() {
   local list=requirements/safety_gymnasium.txt now
   now=$(sha256sum "$STAMP" "$list" | sha256sum)
   if ! fresh "$STAMP.safety_gymnasium" "$now"; then
-    say "Safety-Gymnasium and MuJoCo (about 45 MB to download, once)"
+    say "Safety-Gymnasium, Gymnasium-Robotics and MuJoCo (about 70 MB to download, once)"
     pip --no-deps -r "$list"
     echo "$now" >"$STAMP.safety_gymnasium"
   fi

@@ -28,7 +28,7 @@ class Pendulum(VectorEnv):
     names: ClassVar[tuple[str, ...]] = ("cos_angle", "sin_angle", "angular_velocity")
     controls: ClassVar[tuple[str, ...]] = ("torque",)
     frame: ClassVar[float] = 0.05
-    max_steps: ClassVar[int] = 200
+    max_steps = 200
     fastest: ClassVar[float] = 5.0
     """rad/s"""
 
@@ -63,7 +63,7 @@ class Reacher(VectorEnv):
     )
     controls: ClassVar[tuple[str, ...]] = ("torque_1", "torque_2")
     frame: ClassVar[float] = 0.02
-    max_steps: ClassVar[int] = 50
+    max_steps = 50
     disc: ClassVar[tuple[float, float, float]] = (0.0, 0.1, 0.05)
     """x, y and radius, m"""
 

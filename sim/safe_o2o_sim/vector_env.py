@@ -25,6 +25,12 @@ class VectorEnvConfig:
     """Settings of a task on one vector."""
 
     variant: str = "standard"
+    max_steps: int = 0
+    """actions until the time is up; 0 is the task's own number"""
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 0:
+            raise ConfigError(f"must be at least 0, got {self.max_steps}", where="max_steps")
 
 
 class VectorEnv(ABC):
@@ -48,7 +54,8 @@ class VectorEnv(ABC):
     """frames that an action lasts"""
     frame: ClassVar[float]
     """s"""
-    max_steps: ClassVar[int]
+    max_steps: int
+    """actions until the time is up"""
 
     def __init__(self, config: VectorEnvConfig | None = None, camera: bool = True) -> None:
         self.config = config or self.config_class()
@@ -58,6 +65,7 @@ class VectorEnv(ABC):
                 where="variant",
                 todo=f"known: {', '.join(self.variants)}",
             )
+        self.max_steps = self.config.max_steps or self.max_steps
         array = ArraySpec((len(self.names),), "float32", "mixed", self.names)
         ones = (1.0,) * len(self.controls)
         low = tuple(-x for x in ones)
