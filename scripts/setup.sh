@@ -221,7 +221,7 @@ else
     make_venv
     install_torch
     install_pybullet
-    pip "setuptools>=77" wheel -e ".[learn,runtime,sim,hardware,bags,report,dev]"
+    pip "setuptools>=77" wheel -e ".[learn,runtime,sim,hardware,bags,hdf5,report,dev]"
     if ros_wheels; then pip -e ".[ros]"; fi
     echo "$python_now" >"$STAMP"
   fi

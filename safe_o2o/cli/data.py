@@ -24,7 +24,7 @@ ACTIONS = {
     "verify": "read everything and compare with the stored hashes",
     "stats": "mean, spread and range of each vector, as the normaliser sees them",
     "replay": "what the filter of an arm's limits would have passed, slowed or stopped, and why",
-    "import": "bring rosbag2 folders, MCAP files and ROS 1 bags into a dataset",
+    "import": "bring bags (rosbag2, MCAP, ROS 1) or HDF5 files of D4RL and DSRL into a dataset",
 }
 
 
@@ -58,9 +58,11 @@ def main(argv: Sequence[str]) -> None:
         data_replay.main(argv[1:])
         return
     if action == "import":
-        from safe_o2o.cli import data_import
+        from safe_o2o.cli import data_import, data_import_hdf5
 
-        data_import.main(argv[1:])
+        # By what is named: a mapping belongs to bags alone.
+        hdf5 = any(Path(word).suffix in data_import_hdf5.SUFFIXES for word in argv[1:])
+        (data_import_hdf5 if hdf5 else data_import).main(argv[1:])
         return
     arguments = parse(Arguments, argv[1:], verb=f"data {action}")
     run = {"info": info, "hash": content_hash, "verify": verify, "stats": stats}[action]
