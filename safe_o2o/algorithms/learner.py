@@ -65,9 +65,9 @@ class SafetyConfig:
     costs"""
     limit: float = 0.1
     """of that: what a candidate may have"""
-    expectile: float = 0.1
+    expectile: float = 0.02
     """of the state's value: below one half it is what careful actions of the data come to"""
-    discount: float = 0.95
+    discount: float = 0.9
     candidates: int = 32
     """candidates around the action of a policy that has no others"""
 
@@ -209,6 +209,8 @@ class Learner(ABC):
         self.net.to(self.device).eval()
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
         self.step, self.online_step, self.online = 0, 0, False
+        self.masked = True
+        """False reads the policy out as if nothing had a risk: for comparison alone."""
         self._build_optimizers()
 
     # ------------------------------------------------------------------ what an algorithm says
@@ -280,7 +282,7 @@ class Learner(ABC):
 
     def decision(self, proposer: Proposer, rule: Rule, critic: nn.Module | None) -> ReadOutModule:
         """A read-out under this algorithm's safety critic, where it has one."""
-        risk: Any = dict(self.net.items()).get("risk")
+        risk: Any = dict(self.net.items()).get("risk") if self.masked else None
         limit = self.config.safety.limit
         return ReadOutModule(self.spec, self.net["reader"], proposer, rule, critic, risk, limit)
 

@@ -27,7 +27,7 @@ from safe_o2o.data.summary import EpisodeSummary
 from safe_o2o.errors import ConfigError, UnknownNameError
 from safe_o2o.files import atomic_directory, write_atomic
 from safe_o2o.report import standings
-from safe_o2o.report.standings import LEARNING, SEEN, Row
+from safe_o2o.report.standings import LEARNING, SEEN, UNMASKED, Row
 from safe_o2o.training.finetune import FineTunerConfig
 from safe_o2o.training.offline import OfflineConfig, train_offline
 
@@ -55,6 +55,7 @@ class Arguments:
         rounds: rounds of fine-tuning.
         episodes_per_round: episodes before each training.
         online_updates: gradient steps after each round.
+        unmasked: `yes` judges every policy with a safety critic's mask without it as well.
         ros: `yes` fine-tunes over the ROS graph, a process a node, instead of in one process.
         workers: processes for episodes.
         threads: threads of PyTorch.
@@ -75,6 +76,7 @@ class Arguments:
     rounds: int = 4
     episodes_per_round: int = 10
     online_updates: int = 80
+    unmasked: Literal["yes", "no"] = "no"
     ros: Literal["yes", "no"] = "no"
     workers: int = 2
     threads: int = 2
@@ -171,12 +173,17 @@ class Run:
             for updates in sorted(set(_numbers(self.arguments, "points")))
             if self._row(SEEN, LEARNING, updates=updates).key not in self.known
         ]
-        if not missing and not points:
+        bare = self.arguments.unmasked == "yes" and hasattr(self.config, "safety")
+        if bare and self._row(SEEN, UNMASKED).key in self.known:
+            bare = False
+        if not missing and not points and not bare:
             return
         self._collect()
         for updates in points:
             self._judge_on_the_way(updates)
         self._prepare()
+        if bare:
+            self._judge_unmasked()
         for scene, phase in missing:
             with console.progress(f"{self.method} {self.seed}: {phase} in {scene}") as progress:
                 episodes, updates = self._episodes(scene, phase, progress)
@@ -237,19 +244,29 @@ class Run:
             episodes = self._judged(place, OFFLINE, SEEN, LEARNING, progress)
         self._note(self._row(SEEN, LEARNING, episodes, updates))
 
+    def _judge_unmasked(self) -> None:
+        """The offline policy as if its safety critic were not there."""
+        place = self.folder / UNMASKED
+        self._export(place, masked=False)
+        with console.progress(f"{self.method} {self.seed}: {UNMASKED}") as progress:
+            episodes = self._judged(place, OFFLINE, SEEN, UNMASKED, progress)
+        self._note(self._row(SEEN, UNMASKED, episodes, self.config.total_updates))
+
     def _prepare(self) -> None:
         """The offline policy's bundle."""
         self._train(self.config.total_updates)
         self._export(self.folder)
 
-    def _export(self, place: Path) -> None:
+    def _export(self, place: Path, masked: bool = True) -> None:
         """A bundle of the newest checkpoint, unless there is one."""
         if bundle.current(place / "bundles") is None:
             from safe_o2o.export.algorithm import export_algorithm
             from safe_o2o.training.restore import load_algorithm
 
+            algorithm: Any = load_algorithm(self.folder / "checkpoints")
+            algorithm.masked = masked
             made = export_algorithm(
-                load_algorithm(self.folder / "checkpoints"),
+                algorithm,
                 self.algorithm,
                 place / "bundles",
                 Dataset(self.data),

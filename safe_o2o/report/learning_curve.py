@@ -14,7 +14,7 @@ from safe_o2o.errors import ConfigError, DataError
 from safe_o2o.files import write_atomic
 from safe_o2o.intervals import wilson
 from safe_o2o.report import standings
-from safe_o2o.report.standings import NAVIGATION, PAPER, PHASES, SEEN, Row
+from safe_o2o.report.standings import BY_RETURN, PAPER, PHASES, SEEN, Row
 
 COLOURS = ("#2a6fb0", "#c8553d", "#3f8f5a", "#8a5fb5", "#b08a2a", "#5b6770")
 PAPER_UPDATES = 125_000
@@ -44,7 +44,7 @@ def draw(rows: Sequence[Row], task: str, path: Path) -> None:
     ours = [row for row in rows if row.task == task and row.scene == SEEN]
     if not ours:
         raise DataError(f"holds nothing of {task} to draw", where=path, todo="measure first")
-    by_return = task.startswith(NAVIGATION)
+    by_return = task.startswith(BY_RETURN)
     panels = ("return", "cost") if by_return else ("success", "violation")
     figure = Figure(figsize=(9.2, 3.4), layout="constrained", facecolor="white")
     for panel, axes in enumerate(figure.subplots(1, 2)):

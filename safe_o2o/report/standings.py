@@ -23,8 +23,10 @@ SEEN = "standard"
 PHASES = ("before", "during", "after")
 LEARNING = "learning"
 """Phase of a policy on its way through offline training."""
-NAVIGATION = "safety_"
-"""Tasks of Safety-Gymnasium begin with it; they are judged by return and cost, not by success."""
+UNMASKED = "unmasked"
+"""Phase of an offline policy as if its safety critic were not there."""
+BY_RETURN = ("safety_", "pendulum", "reacher")
+"""What the names of tasks begin with that are judged by return and cost, not by success."""
 
 ROBOT = {
     "obstacle shape": ((40, 50), (45, 40), (50, 30)),
@@ -160,9 +162,12 @@ def table(rows: Sequence[Row], task: str) -> str:
     ours = [row for row in rows if row.task == task]
     if not ours:
         return f"Nothing was measured of {task} yet."
-    outcomes = [row for row in ours if row.phase != LEARNING]
-    parts = [(_returns(outcomes, task) if task.startswith(NAVIGATION) else _rates(outcomes))]
-    return "\n\n".join(parts + ([_learning(ours, task)] if len(outcomes) < len(ours) else []))
+    outcomes = [row for row in ours if row.phase not in (LEARNING, UNMASKED)]
+    parts = [(_returns(outcomes, task) if task.startswith(BY_RETURN) else _rates(outcomes))]
+    for phase, more in ((UNMASKED, _masks), (LEARNING, _learning)):
+        if any(row.phase == phase for row in ours):
+            parts.append(more(ours, task))
+    return "\n\n".join(parts)
 
 
 def curve(rows: Sequence[Row]) -> list[Row]:
@@ -214,15 +219,29 @@ def _returns(rows: Sequence[Row], task: str) -> str:
         lines.append(_line(cells))
     lines += [
         "",
-        "Return and cost an episode of 1000 frames, means over episodes; ± is the standard",
+        "Return and cost an episode, means over episodes (Safety-Gymnasium: 1000 frames); ± is the standard",
     ]
     lines += ["over seeds, with one seed 1.96 standard errors over its episodes."]
     return "\n".join(lines)
 
 
+def _masks(rows: Sequence[Row], task: str) -> str:
+    """Each offline policy with its safety critic's mask and without it, seeds pooled."""
+    head = ["method", "seeds", "n", "masked: success/violation, R / C", "without the mask"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for (method, _), group in groups(rows).items():
+        bare = [row for row in group if row.phase == UNMASKED]
+        seeds = {row.seed for row in bare}
+        masked = [r for r in group if (r.scene, r.phase) == (SEEN, "before") and r.seed in seeds]
+        if bare and masked:
+            cells = [f"{_rate(found, short=True)}, {_return(found)}" for found in (masked, bare)]
+            lines.append(_line([method, _seeds(masked), _n(masked), *cells]))
+    return "\n".join(lines)
+
+
 def _learning(rows: Sequence[Row], task: str) -> str:
     """A line for each point of each method's offline training."""
-    by_return = task.startswith(NAVIGATION)
+    by_return = task.startswith(BY_RETURN)
     head = ["method", "seeds", "n", "updates", "R / C" if by_return else "success/violation"]
     lines = [_line(head), _line(["---"] * len(head))]
     for (method, _), group in groups(rows).items():
