@@ -219,9 +219,9 @@ def _returns(rows: Sequence[Row], task: str) -> str:
         lines.append(_line(cells))
     lines += [
         "",
-        "Return and cost an episode, means over episodes (Safety-Gymnasium: 1000 frames); ± is the standard",
+        "Return and cost an episode (Safety-Gymnasium: of 1000 frames), means over episodes; ± is",
     ]
-    lines += ["over seeds, with one seed 1.96 standard errors over its episodes."]
+    lines += ["the standard deviation over seeds, with one 1.96 standard errors over its episodes."]
     return "\n".join(lines)
 
 
