@@ -131,7 +131,8 @@ def _histogram(safe: np.ndarray, missed: np.ndarray, theta: float) -> str:
     axes.axvline(min(theta, float(edges[-1])), color=colour("stopped"), linewidth=1.6)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_yticks([])  # each kind by itself: the violating ones all lie in a bar or two
-    outside(axes, "safe above, violating below", (0, 1), (-54, 14), ink="ink", size=NORMAL,
+    kinds = "safe above, violating below" if len(missed) else "safe episodes"
+    outside(axes, kinds, (0, 1), (-54, 14), ink="ink", size=NORMAL,
             weight="bold")  # fmt: skip
     outside(axes, "rank of the largest score (beyond all seen: above 1)", (0.5, 0), (0, -34),
             ink="muted", size=SMALL, ha="center")  # fmt: skip
