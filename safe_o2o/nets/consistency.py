@@ -73,10 +73,10 @@ class ConsistencyPolicy(GenerativePolicy):
         skip, out = (weight.view(-1, 1, 1) for weight in boundary_weights(level))
         k = level.view(-1, 1, 1)
         if self.released:
-            found = self.denoiser(x, level, obs)
+            found = self.denoiser(x, self.denoiser.at(level), obs)
         else:
             scaled = x / (k.square() + DATA_STD**2).sqrt()
-            found = self.denoiser(scaled, level.log() / 4.0, obs)
+            found = self.denoiser(scaled, self.denoiser.at(level.log() / 4.0), obs)
         return skip * x + out * found
 
     def loss(

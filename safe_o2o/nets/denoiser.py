@@ -12,15 +12,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from safe_o2o.nets.ensemble import EnsembleMLP
+
 Network = Literal["residual", "mlp"]
 
 
 class Denoiser(nn.Module, ABC):
     """A network of noisy actions."""
 
+    def at(self, level: Tensor) -> Tensor:
+        """What it reads of levels `[N]`, `[N, ...]`: worked out for all of a chain at once."""
+        return level
+
     @abstractmethod
-    def forward(self, x: Tensor, level: Tensor, obs: Tensor) -> Tensor:
-        """`[B, n, A]` of noisy actions `[B, n, A]`, levels `[B]` or `[1]` and states `[B, F]`."""
+    def forward(self, x: Tensor, at: Tensor, obs: Tensor) -> Tensor:
+        """`[B, n, A]` of noisy actions `[B, n, A]`, `at` of B or 1 levels, and states `[B, F]`."""
 
 
 def make_denoiser(network: Network, obs_dim: int, action_dim: int, hidden_dim: int) -> Denoiser:
@@ -61,23 +67,24 @@ class MLPDenoiser(Denoiser):
         self.embed = nn.Sequential(
             SinusoidalEmbedding(16), nn.Linear(16, 32), nn.Mish(), nn.Linear(32, 16)
         )
-        self.first = nn.Linear(action_dim + 16 + obs_dim, hidden_dim)
-        self.rest = nn.Sequential(
-            nn.Mish(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.Mish(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.Mish(),
-            nn.Linear(hidden_dim, action_dim),
-        )
+        self.mlp = EnsembleMLP(1, action_dim + 16 + obs_dim, action_dim, (hidden_dim,) * 3, "mish")
         self._parts = (action_dim, 16, obs_dim)
 
-    def forward(self, x: Tensor, level: Tensor, obs: Tensor) -> Tensor:
+    def at(self, level: Tensor) -> Tensor:
         """See `Denoiser`."""
-        by_action, by_level, by_state = self.first.weight.split(self._parts, 1)
-        known = nn.functional.linear(obs, by_state, self.first.bias)
-        known = known + nn.functional.linear(self.embed(level), by_level)
-        out: Tensor = self.rest(nn.functional.linear(x, by_action) + known.unsqueeze(1))
+        found: Tensor = self.embed(level)
+        return found
+
+    def forward(self, x: Tensor, at: Tensor, obs: Tensor) -> Tensor:
+        """See `Denoiser`."""
+        at = at.expand(len(x), -1)
+        if x.shape[1] == 1:  # as in training: one node of autograd for all layers
+            one: Tensor = self.mlp(torch.cat([x[:, 0], at, obs], -1))[0]
+            return one.unsqueeze(1)
+        first = self.mlp.hidden[0].linear
+        by_action, by_level, by_state = first.weight[0].split(self._parts)
+        known = obs @ by_state + at @ by_level + first.bias[0]
+        out: Tensor = self.mlp.above(x @ by_action + known.unsqueeze(1))
         return out
 
 
@@ -133,13 +140,17 @@ class ResidualDenoiser(Denoiser):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, level: Tensor, obs: Tensor) -> Tensor:
+    def at(self, level: Tensor) -> Tensor:
         """See `Denoiser`."""
         angle = 2.0 * math.pi * level.float().unsqueeze(-1) * self.frequency
-        level = self.embed(torch.cat([angle.cos(), angle.sin()], -1))
+        found: Tensor = self.embed(torch.cat([angle.cos(), angle.sin()], -1))
+        return found
+
+    def forward(self, x: Tensor, at: Tensor, obs: Tensor) -> Tensor:
+        """See `Denoiser`."""
         by_action, by_state, by_level = self.first.weight.split(self._parts, 1)
         known = nn.functional.linear(obs, by_state, self.first.bias)
-        known = known + nn.functional.linear(level, by_level)
+        known = known + nn.functional.linear(at, by_level)
         trunk = nn.functional.linear(x, by_action) + known.unsqueeze(1)
         out: Tensor = self.last(self.blocks(trunk))
         return out

@@ -6,6 +6,7 @@ the default.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -61,15 +62,16 @@ class DiffusionPolicy(GenerativePolicy):
         index = torch.randint(self.schedule.steps, (rows,), generator=generator, device=device)
         noise = torch.randn(action.shape, generator=generator, device=device, dtype=action.dtype)
         x = self.schedule.noised(action, index, noise)
-        error: Tensor = self.denoiser(x.unsqueeze(1), index + 1, obs)[:, 0] - noise
+        at = self.denoiser.at(index + 1)
+        error: Tensor = self.denoiser(x.unsqueeze(1), at, obs)[:, 0] - noise
         return error.square().mean(-1)
 
     def decode(self, obs: Tensor, noise: Tensor) -> Tensor:
         """See `GenerativePolicy`: the whole chain; nothing is added at the last step."""
         schedule, x = self.schedule, noise[:, :, 0]
+        at = self.denoiser.at(torch.arange(1, schedule.steps + 1, device=obs.device))
         for index in reversed(range(schedule.steps)):
-            level = torch.full((1,), index + 1, device=obs.device)
-            found = self.denoiser(x, level, obs)
+            found = self.denoiser(x, at[index : index + 1], obs)
             clean = schedule.clean_of(x, index, found)
             if self.clip == "x0":
                 clean = clean.clamp(-1.0, 1.0)
@@ -81,14 +83,14 @@ class DiffusionPolicy(GenerativePolicy):
 
     def _back(self, x: Tensor, clean: Tensor, index: int, fresh: Tensor | None) -> Tensor:
         """X of the step below."""
-        schedule = self.schedule
+        numbers = {name: table[index] for name, table in self.schedule.numbers.items()}
         if self.sampler == "ddim":
-            kept, before = schedule.alpha_bar[index], schedule.before[index]
+            kept, before = numbers["alpha_bar"], numbers["before"]
             # By what is left of x, so that a clean action that was cut is taken as it is.
-            noise = (x - kept.sqrt() * clean) / (1.0 - kept).sqrt()
-            return before.sqrt() * clean + (1.0 - before).sqrt() * noise
-        mean = schedule.clean[index] * clean + schedule.noisy[index] * x
+            share = math.sqrt((1.0 - before) / (1.0 - kept))
+            return (share * x).add(clean, alpha=math.sqrt(before) - share * math.sqrt(kept))
+        mean = (numbers["noisy"] * x).add(clean, alpha=numbers["clean"])
         if fresh is None:
             return mean
-        table = schedule.posterior_var if self.sampler == "posterior" else schedule.beta
-        return mean + table[index].sqrt() * fresh
+        spread = numbers["posterior_var" if self.sampler == "posterior" else "beta"]
+        return mean.add(fresh, alpha=math.sqrt(spread))

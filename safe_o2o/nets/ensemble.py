@@ -73,7 +73,10 @@ class EnsembleLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[E, B, in]` or `[B, in]` -> `[E, B, out]`."""
-        x = self.linear(x)
+        return self.activated(self.linear(x))
+
+    def activated(self, x: Tensor) -> Tensor:
+        """What follows the products `[E, B, out]`."""
         if self.layer_norm:
             x = nn.functional.layer_norm(x, x.shape[-1:], eps=EPS)
             x = torch.addcmul(self.shift, x, self.scale)
@@ -155,6 +158,15 @@ class EnsembleMLP(nn.Module):
             out = self.output(x)
             return out
         return self.stacked(x)
+
+    def above(self, x: Tensor) -> Tensor:
+        """What comes of the first layer's products, bias included, `[..., H]`; one member alone."""
+        shape, first = x.shape, self.hidden[0]
+        assert isinstance(first, EnsembleLayer) and len(self.output.weight) == 1
+        x = first.activated(x.reshape(1, -1, shape[-1]))
+        for layer in self.hidden[1:]:
+            x = layer(x)
+        return self.output(x).reshape(*shape[:-1], -1)
 
     def stacked(self, x: Tensor) -> Tensor:
         """`forward` in training: see `ensemble_grad`."""

@@ -28,7 +28,8 @@ class Stack(torch.autograd.Function):
         ctx: Any, x: Tensor, activation: str, norm: bool, low: bool, eps: float, *weights: Tensor
     ) -> Tensor:
         """Weights are those of the hidden layers in order, then of the output: weight, bias."""
-        y, kept = run(x, activation, norm, low, eps, weights)
+        learns = any(ctx.needs_input_grad)
+        y, kept = run(x, activation, norm, low, eps, weights, learns=learns)
         ctx.shared, ctx.activation, ctx.norm = x.dim() == 2, activation, norm
         ctx.save_for_backward(*kept, *weights)
         ctx.kept = len(kept)
@@ -82,9 +83,16 @@ class Stack(torch.autograd.Function):
 
 
 def run(
-    x: Tensor, activation: str, norm: bool, low: bool, eps: float, weights: Sequence[Tensor]
+    x: Tensor,
+    activation: str,
+    norm: bool,
+    low: bool,
+    eps: float,
+    weights: Sequence[Tensor],
+    *,
+    learns: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The output `[E, B, out]`, and what the way back needs."""
+    """The output `[E, B, out]`, and what the way back needs where somebody learns."""
     kept: list[Tensor] = []
     full, size = weights[0].dtype, PARTS[norm]
     h = x.to(full)
@@ -102,7 +110,10 @@ def run(
             normal, mean, rstd = aten.native_layer_norm(raw, [raw.shape[-1]], None, None, eps)
             scale, shift = (weights[first + i].to(raw.dtype) for i in (2, 3))
             before = torch.addcmul(shift, normal, scale)
-        h = ACTIVATIONS[activation](before)
+        if activation == "mish":
+            h, before = mish(before, learns)
+        else:
+            h = ACTIVATIONS[activation](before)
         kept.append(h if activation == "relu" else before)
         if norm:
             kept += [raw, normal, mean, rstd]
@@ -127,8 +138,27 @@ def _inactive(activation: str, gradient: Tensor, kept: Tensor) -> Tensor:
     """A gradient before an activation, of the one behind it."""
     if activation == "relu":
         return aten.threshold_backward(gradient, kept, 0)  # type: ignore[no-any-return]
-    back = aten.silu_backward if activation == "silu" else aten.mish_backward
-    return back(gradient, kept)  # type: ignore[no-any-return]
+    if activation == "mish":
+        return gradient * kept
+    return aten.silu_backward(gradient, kept)  # type: ignore[no-any-return]
+
+
+def mish(x: Tensor, learns: bool) -> tuple[Tensor, Tensor]:
+    """X tanh(softplus(x)), and its slope where somebody learns, else x.
+
+    By one exponential: with e = exp(x) and n = e^2 + 2 e the tanh is n / (n + 2), and the slope
+    n / (n + 2) + 4 x e (1 + e) / (n + 2)^2. The library's own takes three to four times as long.
+    """
+    full = x.float() if x.dtype == torch.bfloat16 else x
+    e = full.clamp(max=20.0).exp_()
+    n = torch.addcmul(2.0 * e, e, e)
+    below = n + 2.0
+    t = n.div_(below)
+    y = full * t
+    if not learns:
+        return y.to(x.dtype), x
+    rise = torch.addcmul(e, e, e).mul_(full).mul_(4.0)
+    return y.to(x.dtype), t.addcdiv_(rise, below.square_()).to(x.dtype)
 
 
 ACTIVATIONS = {

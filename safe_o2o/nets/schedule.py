@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +48,8 @@ class NoiseSchedule(nn.Module):
             "noisy": (1.0 - before) * alpha.sqrt() / (1.0 - alpha_bar),
         }
         self.steps = steps
+        self.numbers = {name: table.tolist() for name, table in tables.items()}
+        """The same as plain numbers, for a chain of single steps."""
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
 
@@ -56,5 +60,5 @@ class NoiseSchedule(nn.Module):
 
     def clean_of(self, x: Tensor, index: int, noise: Tensor) -> Tensor:
         """The clean action behind x_i and its noise, of any shape."""
-        kept = self.alpha_bar[index]
-        return (x - (1.0 - kept).sqrt() * noise) / kept.sqrt()
+        kept = self.numbers["alpha_bar"][index]
+        return (x / math.sqrt(kept)).sub(noise, alpha=math.sqrt((1.0 - kept) / kept))
