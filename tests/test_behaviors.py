@@ -240,3 +240,19 @@ def test_from_the_command_line_to_a_dataset_of_pictures(
     assert "safe: 1 updates" in capsys.readouterr().out
     assert cli.main(["behaviors", "--task", "safe_reach", "--out", f"{tmp_path}/no"]) == 2
     assert "no single vector" in capsys.readouterr().err
+
+
+def test_levels_are_kept_on_the_way(tmp_path: Path) -> None:
+    """Worse and better behaviours of one training, the last of them the whole one's."""
+    report = train(tmp_path / "a", levels=3)
+    assert [path.parent.name for path in report.levels] == ["level_1", "level_2", "level_3"]
+    first, second, last = (read_behavior(path) for path in report.levels)
+    assert first.name == "unsafe_level_1" and last.name == "unsafe_level_3"
+    whole = read_behavior(report.path)
+    assert all(np.array_equal(last.arrays[name], array) for name, array in whole.arrays.items())
+    assert any(not np.array_equal(first.arrays[n], a) for n, a in second.arrays.items())
+    again = train(tmp_path / "a", levels=3)  # a run that is done stays as it is
+    assert again.levels == report.levels and again.resumed_at == 6
+    train(tmp_path / "b")
+    with pytest.raises(CheckpointError, match="into another folder"):
+        train(tmp_path / "b", levels=3)

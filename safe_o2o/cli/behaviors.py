@@ -22,15 +22,18 @@ KINDS = ("unsafe", "safe")
 class Arguments:
     """Train an unsafe and a safe behaviour with PPO-Lagrangian; repeated, it goes on where it was.
 
-    They see a vector, where the policies trained on their data see pictures: `safe-o2o collect
-    --behaviors OUT/safe,OUT/unsafe,random` records them through the cameras.
+    They see a vector, also where the policies trained on their data see pictures: `safe-o2o collect
+    --behaviors OUT/safe,OUT/unsafe,random` records them through the cameras, if there are any.
 
     Attributes:
         out: each goes to a folder of its own in here: checkpoints, metrics, behavior.safetensors.
         task: catalogue name of a task that has such a vector.
+        variant: its variant; what costs may depend on it.
         which: unsafe (reward alone), safe (with a cost limit), separated by commas.
         frames: simulated frames for each of them.
         cost_limit: mean cost an episode that the safe one is held to.
+        levels: behaviours to keep on the way, equally far apart and the last one at the end, in
+            OUT/KIND/level_1, level_2, ...: data of several qualities; 0 keeps the end alone.
         envs: episodes a batch, stepped together.
         workers: processes that share them; 0 runs everything in this one.
         threads: threads of PyTorch; the same number gives the same behaviours.
@@ -39,9 +42,11 @@ class Arguments:
 
     out: Path
     task: str = "safety_point_goal1"
+    variant: str = "standard"
     which: str = ",".join(KINDS)
     frames: int = 1_200_000
     cost_limit: float = 2.0
+    levels: int = 0
     envs: int = 8
     workers: int = 2
     threads: int = 1
@@ -74,17 +79,26 @@ def train(
         ConfigError: the task has no vector to learn from.
         CheckpointError: its folder holds a run with other settings.
     """
-    scene = SceneMaker(arguments.task, "standard", camera=False)
+    if arguments.levels < 0:
+        raise ConfigError(f"must be at least 0, got {arguments.levels}", where="--levels")
+    scene = SceneMaker(arguments.task, arguments.variant, camera=False)
     env = scene()
     spec = env.spec
-    frames_a_step = int(getattr(getattr(env, "config", None), "repeat", 1))
-    max_steps = int(getattr(getattr(env, "config", None), "max_steps", 0))
+    settings = env if hasattr(env, "max_steps") else getattr(env, "config", None)
+    frames_a_step = int(getattr(settings, "repeat", 1))
+    max_steps = int(getattr(settings, "max_steps", 0))
     env.close()
     if len(spec.observation.arrays) != 1 or not spec.observation.vector_names or not max_steps:
         raise ConfigError(
             "has no single vector that a behaviour could learn from", where=arguments.task
         )
     updates = max(1, round(arguments.frames / (arguments.envs * max_steps * frames_a_step)))
+    if updates < arguments.levels:
+        raise ConfigError(
+            f"makes {updates} updates, fewer than {arguments.levels} levels",
+            where="--frames",
+            todo=f"give at least {arguments.levels * arguments.envs * max_steps * frames_a_step}",
+        )
     config = replace(
         arguments.algo,
         total_updates=updates,
@@ -107,6 +121,7 @@ def train(
             task=arguments.task.replace("-", "_"),
             spec=spec,
             threads=arguments.threads,
+            levels=arguments.levels,
             progress=progress,
         )
     finally:
@@ -117,7 +132,8 @@ def describe(kind: str, report: BehaviorReport) -> str:
     """The one-line result."""
     done = report.step - report.resumed_at
     pace = f", {report.seconds / done:.2f} s each" if done else ""
+    levels = "".join(f", {path.parent}" for path in report.levels)
     return (
         f"{kind}: {report.step} updates ({done} now{pace}), {report.steps} policy steps; episodes "
-        f"of late: reward {report.reward:.1f}, cost {report.cost:.1f}; {report.path}"
+        f"of late: reward {report.reward:.1f}, cost {report.cost:.1f}; {report.path}{levels}"
     )

@@ -47,6 +47,7 @@ class BehaviorReport:
         steps: policy steps behind the behaviour.
         reward: mean return of the episodes of the last updates.
         cost: mean cost of them.
+        levels: the behaviour's files on its way, worst first; see `train_behavior`.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class BehaviorReport:
     steps: int
     reward: float
     cost: float
+    levels: tuple[Path, ...] = ()
 
 
 def train_behavior(
@@ -69,6 +71,7 @@ def train_behavior(
     spec: Spec,
     checkpoint_every: int = 10,
     threads: int = 1,
+    levels: int = 0,
     progress: Progress | None = None,
 ) -> BehaviorReport:
     """Train until `config.total_updates`, from the newest checkpoint in `out` if there is one.
@@ -87,10 +90,13 @@ def train_behavior(
         spec: one vector of observation, and the actions.
         checkpoint_every: updates between checkpoints.
         threads: threads of PyTorch.
+        levels: behaviours to keep at equal distances, the last one at the end, each in a folder
+            `level_1`, `level_2`, ... of `out` and named after it.
         progress: called with (updates, in all).
 
     Raises:
-        CheckpointError: `out` holds checkpoints of other settings, or training diverged.
+        CheckpointError: `out` holds checkpoints of other settings, or from beyond a level that was
+            not asked for then, or training diverged.
     """
     torch.set_num_threads(threads)
     vector = spec.observation.vector_names[0]
@@ -104,6 +110,14 @@ def train_behavior(
         algorithm.load_state_dict(state["algorithm"])
         recent, steps = state["recent"], state["steps"]
     start, began = algorithm.step, time.perf_counter()
+    due = level_files(out, config.total_updates, levels)
+    for update, path in due.items():
+        if update < start and not path.exists():
+            raise CheckpointError(
+                f"is at update {start} and has no behaviour of update {update}",
+                where=out,
+                todo="train with --levels into another folder",
+            )
 
     def act(obs: Array) -> Array:
         return np.asarray(algorithm.policy.act({vector: obs}, (), deterministic=False)[0])
@@ -125,17 +139,37 @@ def train_behavior(
             log.append(algorithm.step, {"steps": float(steps), **row})
             if progress is not None:
                 progress(algorithm.step, config.total_updates)
+            if algorithm.step in due:
+                path = due[algorithm.step]
+                label = f"{name}_{path.parent.name}"
+                path.parent.mkdir(exist_ok=True)
+                _write(path, label, task, spec, algorithm, recent, steps)
             if algorithm.step % checkpoint_every == 0 or algorithm.step == config.total_updates:
                 state = {"algorithm": algorithm.state_dict(), "recent": recent, "steps": steps}
                 checkpoint.save(out, state, meta, step=algorithm.step, keep=2)
-                _write(out, name, task, spec, algorithm, recent, steps)
+                _write(out / FILE, name, task, spec, algorithm, recent, steps)
     reward, cost = np.mean(recent, axis=0).tolist()
     seconds = time.perf_counter() - began
-    return BehaviorReport(out / FILE, algorithm.step, start, seconds, steps, reward, cost)
+    kept = tuple(due.values())
+    return BehaviorReport(out / FILE, algorithm.step, start, seconds, steps, reward, cost, kept)
+
+
+def level_files(out: Path, updates: int, levels: int) -> dict[int, Path]:
+    """After which update which file of a level is written; levels of the same update are one.
+
+    Args:
+        out: the behaviour's folder.
+        updates: in all.
+        levels: how many.
+    """
+    return {
+        max(1, round(updates * number / levels)): out / f"level_{number}" / FILE
+        for number in range(1, levels + 1)
+    }
 
 
 def _write(
-    out: Path,
+    path: Path,
     name: str,
     task: str,
     spec: Spec,
@@ -146,7 +180,7 @@ def _write(
     reward, cost = np.mean(recent, axis=0).tolist()
     figures = {"episode_reward": reward, "episode_cost": cost, "steps": steps}
     provenance = {**settings.to_json(algorithm.config), **figures}
-    write_behavior(out / FILE, TrainedBehavior(name, task, spec, network(algorithm), provenance))
+    write_behavior(path, TrainedBehavior(name, task, spec, network(algorithm), provenance))
 
 
 def network(algorithm: PpoLagrangian) -> Mapping[str, Array]:
