@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -31,9 +32,11 @@ from safe_o2o.data.dataset import Dataset  # noqa: E402
 from safe_o2o.errors import ConfigError  # noqa: E402
 from safe_o2o.runtime.deployment import DeployReport, deploy  # noqa: E402
 from safe_o2o.runtime.process_group import DeploymentError, free_domain  # noqa: E402
+from safe_o2o.safety.supervisor import Mode  # noqa: E402
 from safe_o2o.types import Source  # noqa: E402
 from safe_o2o_ros import qos  # noqa: E402
 from safe_o2o_ros.conversions import joints_from_msg  # noqa: E402
+from safe_o2o_ros.real_robot_node import RealRobotNode  # noqa: E402
 from tests.standin_policy import standin_bundles  # noqa: E402
 from tests.test_ros_graph import node_pids, nothing_leaks  # noqa: E402, F401
 
@@ -279,3 +282,27 @@ def test_a_dead_camera_stops_a_real_arm(operator, tmp_path) -> None:
 def test_mock_hardware_is_no_twins(tmp_path) -> None:
     with pytest.raises(ConfigError, match="use_mock_hardware"):
         deploy(tmp_path, bundles=standin_bundles(), use_mock_hardware=True)
+
+
+def test_who_finds_the_arm_at_home_ends_its_way_there() -> None:
+    """Asked between two ticks: else the watchdog waits for commands that nobody sends any more."""
+    ended: list[str] = []
+    node = SimpleNamespace(
+        in_episode=True,
+        ticking=True,
+        watch=SimpleNamespace(
+            mode=Mode.ARMED,
+            supervisor=SimpleNamespace(cause=None),
+            idle=lambda: ended.append("idle"),
+        ),
+        progress=SimpleNamespace(taken_over=False, reset=lambda: ended.append("reset")),
+        config=SimpleNamespace(go_home=True, operator_begins=True),
+        _at_home=lambda: True,
+        _homing=True,
+        _begun=False,
+    )
+    node._end_way_home = lambda: RealRobotNode._end_way_home(node)
+    assert "waits for the operator" in RealRobotNode.lay_out(node)
+    assert ended == ["reset", "idle"] and not node._homing
+    assert "waits for the operator" in RealRobotNode.lay_out(node)
+    assert ended == ["reset", "idle"]  # once

@@ -162,7 +162,8 @@ class RealRobotNode(EpisodeNode):
                 self._homing, self._stuck, self._nearest = True, 0, np.inf
                 self.progress.reset()
             return "the arm is on its way home"
-        self._homing = False
+        if self._homing:  # it is there, and nobody sends it anything any more
+            self._end_way_home()
         if self.config.operator_begins and not self._begun:
             return "waits for the operator: lay out the scene and call ~/begin"
         self.seed += 1
@@ -185,10 +186,7 @@ class RealRobotNode(EpisodeNode):
         if not moving or far <= AT_HOME or self._stuck > LOST:
             if self._stuck > LOST:
                 self.note_error(f"no way home, {far:.2f} rad are left: bring the arm there")
-            self._homing = False
-            self.progress.reset()
-            if not taken:
-                self.watch.idle()
+            self._end_way_home()
             return
         share = min(1.0, config.home_speed * config.period / far)
         names = self.robot.joint_names
@@ -196,6 +194,13 @@ class RealRobotNode(EpisodeNode):
         self.progress.accept(
             Proposal(target[None], config.period, state.stamp, names, Source.SCRIPT)
         )
+
+    def _end_way_home(self) -> None:
+        """Nothing is sent from here on, and nobody is to miss it."""
+        self._homing = False
+        self.progress.reset()
+        if not self.progress.taken_over:
+            self.watch.idle()
 
     # What an operator says.
 
