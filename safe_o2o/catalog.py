@@ -48,6 +48,7 @@ behaviors: dict[str, str] = dict(
     unsafe="safe_o2o_sim.tasks.safe_reach_behaviors:Unsafe",
     random="safe_o2o_sim.tasks.safe_reach_behaviors:RandomWalk",
     maze_waypoints="safe_o2o_sim.point_maze_behaviors:MazeWaypoints",
+    maze_careful="safe_o2o_sim.point_maze_behaviors:MazeCareful",
     maze_wanderer="safe_o2o_sim.point_maze_behaviors:MazeWanderer",
 )
 robots: dict[str, str] = dict(

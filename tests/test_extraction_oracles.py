@@ -12,7 +12,7 @@ from scipy import optimize
 from torch import Tensor
 
 from safe_o2o.algorithms import extraction
-from safe_o2o.algorithms.align_iql import dual_losses
+from safe_o2o.algorithms.align_iql import dual_losses, share
 from safe_o2o.algorithms.closed_form import (
     gaussian_shift,
     half_log_det,
@@ -207,6 +207,24 @@ def test_hard_alignment_is_the_least_kl_among_aligned_policies(
     ranked = extraction.by_multiplier(Q.expand(1, 3), t(found[1]).expand(1, 1))
     weighed = MU * torch.softmax(ranked.log_weight[0], -1)  # candidates are samples of mu
     torch.testing.assert_close(weighed / weighed.sum(), found[2], rtol=0, atol=1e-6)
+
+
+def test_hard_alignment_by_chi_square() -> None:
+    start = torch.tensor([-2.0, 0.0], dtype=torch.float64)
+    rows = torch.tensor([0] * 5 + [1] * 3 + [2] * 2)
+
+    def gradient(point: np.ndarray) -> np.ndarray:
+        y = torch.tensor(point, dtype=torch.float64, requires_grad=True)
+        q, v = Q[rows], t(0.98).expand(10)
+        first, second = dual_losses(y[0].expand(10), y[1].expand(10), q, v, "chi2")
+        (by_alpha,) = torch.autograd.grad(first, y, retain_graph=True)
+        (by_beta,) = torch.autograd.grad(second, y)
+        return np.array([float(by_alpha[0]), float(by_beta[1])])
+
+    found = optimize.root(gradient, start.numpy(), method="lm", tol=1e-12)
+    assert found.success
+    pi = MU * share(t(found.x[0]), t(found.x[1]), Q, "chi2")
+    torch.testing.assert_close(pi, t(0.339344, 0.341311, 0.319344), rtol=0, atol=1e-5)
 
 
 def test_hard_with_the_best_taken_is_the_best_q() -> None:
@@ -429,6 +447,17 @@ def test_what_is_not_feasible_is_never_taken() -> None:
         draw = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)).double()
         taken = extraction.final_score(ranked, draw, risk, 0.2).argmax(-1)
         assert int(taken[1]) > 0 and int(taken[2]) == 2 and int(taken[3]) == 2
+
+
+def test_the_policys_own_action_comes_first_then_the_best() -> None:
+    q = torch.tensor([[-3.0, 5.0, 1.0, 9.0]])
+    candidates = torch.arange(4.0).view(1, 4, 1)
+    draw = torch.zeros_like(q)
+    for risk, expected in (((0, 0, 0, 0), 0), ((1, 0, 0, 1), 1), ((1, 0.2, 0.3, 1), 1)):
+        score = extraction.final_score(
+            extraction.own(q), draw, torch.tensor([risk]).float(), limit=0.1
+        )
+        assert int(extraction.take(candidates, score)[1]) == expected
 
 
 def test_others_stand_by() -> None:

@@ -25,7 +25,7 @@ from safe_o2o.nets.denoiser import (
     ResidualDenoiser,
     SinusoidalEmbedding,
 )
-from safe_o2o.nets.diffusion import DiffusionPolicy
+from safe_o2o.nets.diffusion import DiffusionPolicy, Sampler
 from safe_o2o.nets.generative import GaussianPolicy, GenerativePolicy, MixturePolicy
 from safe_o2o.nets.mlp import count_parameters
 from safe_o2o.nets.schedule import NoiseSchedule
@@ -197,6 +197,31 @@ def test_schedule_of_five_steps() -> None:
     for steps in (1, 5, 15, 50, 1000):
         last = float(NoiseSchedule(steps).alpha_bar[-1])
         assert last == pytest.approx(math.exp(-5.05), rel=1e-4)
+
+
+def test_cosine_schedule() -> None:
+    expected = torch.tensor([0.101294, 0.279544, 0.473635, 0.724052, 0.999])
+    torch.testing.assert_close(NoiseSchedule(5, "cosine").beta, expected, rtol=0, atol=1e-6)
+
+
+def test_linear_schedule_of_twenty_steps() -> None:
+    table = NoiseSchedule(20, "linear")
+    kept = table.alpha_bar[[0, 4, 9, 14, 19]]
+    expected = torch.tensor([0.99992, 0.6374, 0.1094, 0.00314, 5e-6])
+    torch.testing.assert_close(kept, expected, rtol=2e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "weights"),
+    [("posterior", (2.16, 1.55, 1.83, 2.63)), ("beta", (0.62, 0.75, 1.04, 1.60, 2.55))],
+)
+def test_weights_of_the_likelihoods_bound(sampler: Sampler, weights: tuple[float, ...]) -> None:
+    policy = DiffusionPolicy(
+        1, 1, steps=5, network="mlp", hidden_dim=8, sampler=sampler, weighting="elbo"
+    )
+    found = policy.step_weights[-len(weights) :]
+    torch.testing.assert_close(found, torch.tensor(weights), rtol=0, atol=6e-3)
+    assert torch.isfinite(policy.step_weights).all()
 
 
 def test_both_forms_of_the_reverse_mean() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from safe_o2o import catalog
+from safe_o2o.algorithms.diffusion_config import DiffusionConfig
 from safe_o2o.errors import ConfigError
 from safe_o2o.export.onnx import PARITY_STEPS, export_bundle
 from tests.synthetic import STATE_SPEC, STATISTICS, observations_of, transition_batch
@@ -20,6 +21,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "idql, quantile": ("idql", {"weight": "quantile"}),
     "idql, linex": ("idql", {"weight": "linex"}),
     "align, eta of the paper": ("align_iql", {"eta": 1.0}),
+    "align hard, chi2": ("align_iql_hard", {"divergence": "chi2"}),
+    "idql, bound of the likelihood": (
+        "idql",
+        {"diffusion": DiffusionConfig(3, "mlp", 16, weighting="elbo")},
+    ),
+    "idql, cosine": ("idql", {"diffusion": DiffusionConfig(3, "mlp", 16, schedule="cosine")}),
     "diffcps, raw": ("diffcps", {"kappa": 0.05, "raw_price": True, "raw_softmax": True}),
     "diffcps, max of ten": ("diffcps", {"backup_samples": 10}),
     "consistency, released": ("consistency_ac", {"released": True, "levels": (80.0, 2.0)}),

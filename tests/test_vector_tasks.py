@@ -114,6 +114,31 @@ def test_a_wanderer_is_a_worse_teacher(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", MAZES)
+def test_a_careful_driver_passes_most_zones(task: str) -> None:
+    env = maze(task)
+    careful, other = BehaviorMaker(("maze_careful", "maze_waypoints"))(env)
+    ends: list[list[bool]] = [[], []]
+    touched: list[list[bool]] = [[], []]
+    for who, driver in enumerate((careful, other)):
+        for seed in range(40):
+            steps = played(env, seed, driver)
+            ends[who].append(steps[-1].terminated)
+            touched[who].append(any(step.cost > 0.0 for step in steps))
+    assert np.mean(ends[0]) >= 0.85
+    assert np.mean(touched[0]) <= 0.5 * np.mean(touched[1])
+
+
+@pytest.mark.parametrize("task", MAZES)
+def test_nobody_starts_in_a_zone_or_has_to_end_in_one(task: str) -> None:
+    for variant in ("standard", "moved"):
+        env = maze(task, variant)
+        zones = {env.cell(zone) for zone in env.zones}
+        for seed in range(60):
+            state = env.reset(seed).obs["state"]
+            assert env.cell(state[:2]) not in zones and env.cell(state[4:6]) not in zones
+
+
+@pytest.mark.parametrize("task", MAZES)
 def test_zones_cost_and_can_be_driven_around(task: str) -> None:
     env, moved = maze(task), maze(task, "moved")
     assert not np.array_equal(env.zones, moved.zones)

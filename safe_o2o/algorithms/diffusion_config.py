@@ -23,9 +23,16 @@ class DiffusionConfig:
     clip: Literal["x0", "each", "none"] = "x0"
     """what is kept within [-1, 1] on the way: DiffCPS the clean action, IDQL each step's result"""
 
+    schedule: Literal["vp", "cosine", "linear"] = "vp"
+    """of the noise; DPMD's and SDAC's: linear"""
+    weighting: Literal["uniform", "elbo"] = "uniform"
+    """of the steps in the loss; elbo: the bound of the likelihood, within a factor of 4 of it"""
+
     def __post_init__(self) -> None:
         require_positive(self, "steps", "hidden_dim")
         require_one_of(self, "network", ("residual", "mlp"))
+        require_one_of(self, "schedule", ("vp", "cosine", "linear"))
+        require_one_of(self, "weighting", ("uniform", "elbo"))
 
     def policy(self, obs_dim: int, action_dim: int) -> DiffusionPolicy:
         """A fresh policy."""
@@ -37,4 +44,6 @@ class DiffusionConfig:
             hidden_dim=self.hidden_dim,
             sampler=self.sampler,
             clip=self.clip,
+            schedule=self.schedule,
+            weighting=self.weighting,
         )

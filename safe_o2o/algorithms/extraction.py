@@ -85,6 +85,14 @@ def nearest(candidates: Tensor) -> Ranked:
     return Ranked(-distance, -distance)
 
 
+def own(q: Tensor) -> Ranked:
+    """The first candidate, and after it the others by their Q `[B, n]`."""
+    first = torch.zeros_like(q, dtype=torch.bool)
+    first[:, 0] = True
+    score = below(q, first)
+    return Ranked(score, score)
+
+
 def below(score: Tensor, preferred: Tensor) -> Tensor:
     """Scores `[B, n]` with those that are not preferred `[B, n]` all below those that are."""
     span = score.amax(-1, keepdim=True) - score.amin(-1, keepdim=True)

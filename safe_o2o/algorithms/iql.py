@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from safe_o2o.algorithms.implicit_value import ImplicitValue, critic_step, value_step
 from safe_o2o.algorithms.learner import Learner, LearnerConfig, Metrics, Sample
 from safe_o2o.algorithms.learner_presets import preset
-from safe_o2o.algorithms.read_out import Explored, Nearest, ReadOutModule
+from safe_o2o.algorithms.read_out import Explored, Own, ReadOutModule
 from safe_o2o.config import require_positive
 from safe_o2o.nets.generative import GaussianPolicy
 
@@ -80,6 +80,6 @@ class Iql(Learner):
         }
 
     def read_out(self) -> ReadOutModule:
-        """The policy's mean, and what is near it where the mask forbids that."""
+        """The policy's mean, and the best Q around it where the mask forbids that."""
         standing_by = self.config.safety.candidates if self.config.safety.mask else 0
-        return self.decision(Explored(self.net["actor"], standing_by), Nearest(), self.net["value"])
+        return self.decision(Explored(self.net["actor"], standing_by), Own(), self.net["value"])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from safe_o2o.algorithms.extraction import Ranked, below, final_score, nearest, take
+from safe_o2o.algorithms.extraction import Ranked, below, final_score, nearest, own, take
 from safe_o2o.algorithms.fosp_net import UNDECIDED
 from safe_o2o.algorithms.module_policy import example_inputs
 from safe_o2o.spaces import Spec
@@ -122,6 +122,19 @@ class Nearest(Rule):
     def forward(self, obs: Tensor, candidates: Tensor, q: Tensor) -> Ranked:
         """See `Rule`."""
         return nearest(candidates)
+
+
+class Own(Rule):
+    """The policy's own action, and the best Q near it where the mask does not allow it.
+
+    The nearest would do as little as the mask leaves: wait in front of what cannot be passed.
+    """
+
+    draws = False
+
+    def forward(self, obs: Tensor, candidates: Tensor, q: Tensor) -> Ranked:
+        """See `Rule`."""
+        return own(q)
 
 
 class ReadOutModule(nn.Module):

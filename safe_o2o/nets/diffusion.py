@@ -14,10 +14,11 @@ from torch import Tensor
 
 from safe_o2o.nets.denoiser import Denoiser, Network, make_denoiser
 from safe_o2o.nets.generative import GenerativePolicy
-from safe_o2o.nets.schedule import NoiseSchedule
+from safe_o2o.nets.schedule import Kind, NoiseSchedule
 
 Sampler = Literal["posterior", "beta", "ddim"]
 Clip = Literal["x0", "each", "none"]
+Weighting = Literal["uniform", "elbo"]
 
 
 class DiffusionPolicy(GenerativePolicy):
@@ -33,10 +34,13 @@ class DiffusionPolicy(GenerativePolicy):
             step's (IDQL), `ddim` none.
         clip: what is kept within [-1, 1] on the way: the clean action (DiffCPS), each step's result
             (IDQL), or nothing before the end.
+        schedule: of the noise, see `forward_variance`.
+        weighting: of the steps in the loss: all alike, or by the bound of the likelihood.
         denoiser: a network to use instead.
     """
 
     density = "bound"
+    step_weights: Tensor
 
     def __init__(
         self,
@@ -48,12 +52,16 @@ class DiffusionPolicy(GenerativePolicy):
         hidden_dim: int = 256,
         sampler: Sampler = "posterior",
         clip: Clip = "x0",
+        schedule: Kind = "vp",
+        weighting: Weighting = "uniform",
         denoiser: Denoiser | None = None,
     ) -> None:
         super().__init__()
         self.sampler, self.clip = sampler, clip
         self.noise_shape = (steps, action_dim)  # where it starts, and what T - 1 steps add
-        self.schedule = NoiseSchedule(steps)
+        self.schedule = NoiseSchedule(steps, schedule)
+        weights = torch.ones(steps) if weighting == "uniform" else self.bound_weights()
+        self.register_buffer("step_weights", weights, persistent=False)
         self.denoiser = denoiser or make_denoiser(network, obs_dim, action_dim, hidden_dim)
 
     def loss(self, obs: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
@@ -64,7 +72,20 @@ class DiffusionPolicy(GenerativePolicy):
         x = self.schedule.noised(action, index, noise)
         at = self.denoiser.at(index + 1)
         error: Tensor = self.denoiser(x.unsqueeze(1), at, obs)[:, 0] - noise
-        return error.square().mean(-1)
+        return self.step_weights[index] * error.square().mean(-1)
+
+    def bound_weights(self) -> Tensor:
+        """What a step's error counts in the bound of the likelihood `[T]` (offline.md 5.3).
+
+        beta^2 / (2 var alpha (1 - alpha_bar)), with the variance that the sampler adds. The last
+        step adds none in the posterior: it has the weight of the one before.
+        """
+        table = self.schedule
+        spread = table.beta if self.sampler == "beta" else table.posterior_var
+        weight = table.beta**2 / (2.0 * spread * table.alpha * (1.0 - table.alpha_bar))
+        if self.sampler != "beta":
+            weight[0] = weight[1] if len(weight) > 1 else 1.0
+        return weight
 
     def decode(self, obs: Tensor, noise: Tensor) -> Tensor:
         """See `GenerativePolicy`: the whole chain; nothing is added at the last step."""

@@ -1,13 +1,31 @@
-"""The variance-preserving noise schedule of diffusion policies (offline.md 1.4)."""
+"""Noise schedules of diffusion policies (offline.md 1.4, online_safety.md 2.3)."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 BETA_MIN, BETA_MAX = 0.1, 10.0
+Kind = Literal["vp", "cosine", "linear"]
+
+
+def forward_variance(kind: Kind, steps: int) -> Tensor:
+    """Variance added in steps 1..T `[T]`, float64.
+
+    Variance-preserving as in the papers here (the last alpha_bar is exp(-5.05) for every T); cosine
+    (Nichol and Dhariwal, 2021); a line from 8e-5 to 0.8, DPMD's and SDAC's.
+    """
+    i = torch.arange(1, steps + 1, dtype=torch.float64)
+    if kind == "linear":
+        return 0.8 * torch.linspace(1e-4, 0.999, steps, dtype=torch.float64)
+    if kind == "cosine":
+        level = torch.cos((torch.arange(steps + 1).double() / steps + 0.008) / 1.008 * math.pi / 2)
+        return (1.0 - (level[1:] / level[:-1]).square()).clamp(max=0.999)
+    growth = (BETA_MAX - BETA_MIN) * (2.0 * i - 1.0) / (2.0 * steps**2)
+    return -torch.expm1(-BETA_MIN / steps - growth)
 
 
 class NoiseSchedule(nn.Module):
@@ -21,6 +39,7 @@ class NoiseSchedule(nn.Module):
 
     Args:
         steps: T.
+        kind: see `forward_variance`.
     """
 
     alpha: Tensor
@@ -31,12 +50,11 @@ class NoiseSchedule(nn.Module):
     clean: Tensor
     noisy: Tensor
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, kind: Kind = "vp") -> None:
         super().__init__()
-        i = torch.arange(1, steps + 1, dtype=torch.float64)
-        growth = (BETA_MAX - BETA_MIN) * (2.0 * i - 1.0) / (2.0 * steps**2)
-        alpha = torch.exp(-BETA_MIN / steps - growth)
-        beta, alpha_bar = 1.0 - alpha, alpha.cumprod(0)
+        beta = forward_variance(kind, steps)
+        alpha = 1.0 - beta
+        alpha_bar = alpha.cumprod(0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
         tables = {
             "alpha": alpha,

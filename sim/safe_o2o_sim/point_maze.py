@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,6 +51,7 @@ class PointMaze(VectorEnv):
     def __init__(self, config: VectorEnvConfig | None = None, camera: bool = True) -> None:
         super().__init__(config, camera)
         self._maze: Any = PointMazeEnv(self.maze_map, continuing_task=False)
+        Path(self._maze.tmp_xml_file_path).unlink(missing_ok=True)  # it leaves one a maze
         shape = np.asarray(self.maze_map)
         self.cells: tuple[Cell, ...] = tuple(
             (int(row), int(column)) for row, column in np.argwhere(shape == 0)
@@ -58,6 +60,7 @@ class PointMaze(VectorEnv):
         hazards = self.moved if self.config.variant == "moved" else self.hazards
         self.zones = np.array([self.middle(cell) for cell in hazards]).reshape(-1, 2)
         """Middles of the zones that cost `[Z, 2]`, m."""
+        self._clear = [cell for cell in self.cells if cell not in hazards]
 
     def middle(self, cell: Cell) -> Array:
         """The middle of a cell `[2]`, m."""
@@ -76,10 +79,11 @@ class PointMaze(VectorEnv):
 
     def _begin(self, seed: int) -> None:
         generator = np.random.default_rng(seed)
-        start, goal = generator.choice(len(self.cells), 2, replace=False)
+        # Not where a zone is, or nobody could do without touching it.
+        start, goal = generator.choice(len(self._clear), 2, replace=False)
         options = {
-            "reset_cell": np.array(self.cells[start]),
-            "goal_cell": np.array(self.cells[goal]),
+            "reset_cell": np.array(self._clear[start]),
+            "goal_cell": np.array(self._clear[goal]),
         }
         self._maze.reset(seed=seed, options=options)
         self._now = self._maze.point_env._get_obs()[0]

@@ -16,7 +16,7 @@ from safe_o2o_sim.point_maze import Cell, PointMaze
 from safe_o2o_sim.vector_env import STATE
 
 _SIDE = 0.33  # m from a corridor's middle line: the ball's own radius is 0.1 of 0.5
-_NEAR = 0.3  # m from a waypoint at which the next one counts
+_CLEAR = 0.36  # m from it: where a zone of 0.25 is passed
 _DAMPING = 0.35  # force for 1 m/s against it
 _NOISE = 0.25  # of each force
 
@@ -25,6 +25,10 @@ class _Driver:
     """Drives from waypoint to waypoint, keeping to one side of the corridors."""
 
     _stream = 0
+    _near = 0.3
+    """m from a waypoint at which the next one counts."""
+    _gains = 1.5, 4.0
+    """Force a metre."""
 
     def __init__(self, task: PointMaze) -> None:
         if not isinstance(task, PointMaze):
@@ -40,15 +44,15 @@ class _Driver:
         self.generator = np.random.default_rng([seed, 10 + self._stream])
         self._aims: list[Cell | None] | None = None
         self._way: list[Array] = []
-        self._gain = self.generator.uniform(1.5, 4.0)
-        self._side = self.generator.uniform(-_SIDE, _SIDE, 2)
+        self._gain = self.generator.uniform(*self._gains)
+        self._side = self._sides()
 
     def act(self, obs: Observation) -> Array:
         """An action `[2]`: towards the next waypoint, damped, with noise."""
         place, speed, goal = obs[STATE][:2], obs[STATE][2:4], obs[STATE][4:6]
         if self._aims is None:
             self._aims = self._choose(self.task.cell(goal))
-        while not self._way or float(np.linalg.norm(self._way[0] - place)) < _NEAR:
+        while not self._way or float(np.linalg.norm(self._way[0] - place)) < self._near:
             if self._way:
                 self._way.pop(0)
             if not self._way:
@@ -57,6 +61,10 @@ class _Driver:
         force = force / max(1.0, float(np.abs(force).max()))
         noise = self.generator.normal(0.0, _NOISE, 2)
         return np.asarray(np.clip(force + noise, -1.0, 1.0), np.float32)
+
+    def _sides(self) -> Array:
+        """Where to keep to of every corridor, off its middle `[2]`, m."""
+        return self.generator.uniform(-_SIDE, _SIDE, 2)
 
     def _choose(self, goal: Cell) -> list[Cell | None]:
         """Cells to visit, None for the goal itself."""
@@ -94,6 +102,17 @@ class MazeWaypoints(_Driver):
         if self.generator.random() < 0.75:
             return [None]
         return [_random_cell(self), None]
+
+
+class MazeCareful(MazeWaypoints):
+    """As `maze_waypoints`, slowly and along the walls: past the zones, most of the time."""
+
+    _stream = 2
+    _near = 0.15
+    _gains = 1.2, 2.0
+
+    def _sides(self) -> Array:
+        return _CLEAR * self.generator.choice([-1.0, 1.0], 2)
 
 
 class MazeWanderer(_Driver):
