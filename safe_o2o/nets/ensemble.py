@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from safe_o2o.nets.ensemble_grad import ACTIVATIONS, Stack
+from safe_o2o.nets.ensemble_grad import ACTIVATIONS, Stack, plain
 
 Activation = Literal["relu", "silu", "mish"]
 Pullback = Callable[[Tensor], Tensor]
@@ -172,6 +172,8 @@ class EnsembleMLP(nn.Module):
         """`forward` in training: see `ensemble_grad`."""
         low = torch.is_autocast_enabled(x.device.type)
         with torch.autocast(x.device.type, enabled=False):  # it says itself what is rounded
+            if self.activation == "relu" and not self.layer_norm:
+                return plain(x, low, self._weights)
             settings = (self.activation, self.layer_norm, low, EPS)
             out: Tensor = Stack.apply(x, *settings, *self._weights)
         return out
