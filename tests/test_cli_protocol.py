@@ -10,9 +10,10 @@ pytest.importorskip("safe_o2o_sim.bullet")
 
 from safe_o2o import bundle
 from safe_o2o.cli import main
-from safe_o2o.cli.protocol import recipe
+from safe_o2o.cli.protocol_settings import recipe
 from safe_o2o.errors import UnknownNameError
 from safe_o2o.report import standings
+from safe_o2o.training.latents import LatentDataset
 
 
 def words(folder: Path, *more: str) -> list[str]:
@@ -94,6 +95,26 @@ def test_a_policy_is_judged_on_its_way_and_ends_as_without(
 
     assert main.main(words(plain, *updates, "--points", "2")) == 2  # it is past that
     assert "is gone" in capsys.readouterr().err
+
+
+def test_learners_of_transitions_learn_from_latents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(words(tmp_path, "--scenes", "")) == 0
+    model = tmp_path / "runs" / "safe_reach" / "fosp-{seed}" / "checkpoints"
+    more = ("--methods", "cloning,iql", "--world-model", str(model), "--scenes", "goal")
+    assert main.main(words(tmp_path, *more)) == 0
+    rows = standings.read(tmp_path / "results.jsonl")[1:]
+    phases = ["before", "before", "during", "after"]
+    assert [row.phase for row in rows] == 2 * phases
+    assert all(row.settings["latents"] is True for row in rows)
+    assert "| iql, on latents | 0 |" in capsys.readouterr().out
+    run = tmp_path / "runs" / "safe_reach" / "iql-0" / "goal"
+    assert len(LatentDataset(run / "online_latents")) == 2
+    made = bundle.current(run / "bundles")  # it sees what the camera sees
+    assert made is not None
+    seen = bundle.read_manifest(made.directory).spec.observation
+    assert seen.image_names and seen.vector_names
 
 
 def test_parts_of_fosp_are_methods_too() -> None:

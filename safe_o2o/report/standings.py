@@ -191,7 +191,9 @@ def _rates(rows: Sequence[Row]) -> str:
     lines = [_line(head), _line(["---"] * len(head))]
     for (method, _), group in groups(rows).items():
         offline = [row for row in group if row.scene == SEEN]
-        name = f"{method}, over ROS" if group[0].settings.get("ros") else method
+        settings = group[0].settings
+        name = method + ", on latents" * bool(settings.get("latents"))
+        name += ", over ROS" * bool(settings.get("ros"))
         cells = [name, _seeds(group), _n(group), _rate(_only(offline, "before"))]
         for scene in scenes:
             there = [row for row in group if row.scene == scene]
