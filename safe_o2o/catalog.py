@@ -24,6 +24,7 @@ algorithms: dict[str, str] = dict(
     diffcps="safe_o2o.algorithms.diffcps:DiffCps",
     cfpi="safe_o2o.algorithms.cfpi:Cfpi",
     consistency_ac="safe_o2o.algorithms.consistency_ac:ConsistencyAc",
+    cvpo="safe_o2o.algorithms.cvpo:Cvpo",
     reachability="safe_o2o.algorithms.reachability:Reachability",
 )
 tasks: dict[str, str] = dict(

@@ -14,13 +14,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from safe_o2o.errors import ConfigError
+from safe_o2o.data.batch import Batch
+from safe_o2o.data.episode import NO_GATE
+from safe_o2o.errors import ConfigError, DataError
 from safe_o2o.nets.normalizer import RmsNormalizer
 from safe_o2o.nets.parallel import everywhere, share
 
 BUDGETS = ("intervention", "force")
 """Extra costs of a decision: 1 where the filter or the reachability gate changed or stopped it;
 the largest contact force in it, N."""
+
+
+def budget_cost(batch: Batch, name: str) -> Tensor:
+    """What an action cost by one of `BUDGETS`, shaped as `batch.reward`, on the action's record.
+
+    Raises:
+        DataError: the batch does not say.
+    """
+    column = batch.verdict if name == "intervention" else batch.force
+    if column is None:
+        raise DataError(f"the batch does not say what budget.{name} limits", where="batch")
+    if name == "force":
+        return column
+    changed = column > 0  # by the filter, or by the gate above it
+    if batch.gate is not None:
+        changed = changed | ((batch.gate > 0) & (batch.gate < NO_GATE))
+    return changed.float()
 
 
 @dataclass(frozen=True)

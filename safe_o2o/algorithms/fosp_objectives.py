@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from safe_o2o.algorithms import losses
+from safe_o2o.algorithms.budgets import budget_cost
 from safe_o2o.algorithms.fosp_actor import ActorObjectives, Duals
 from safe_o2o.algorithms.fosp_config import IMAGINED, FospConfig
 from safe_o2o.algorithms.fosp_net import FospNet, cautious, stack_images, stack_vectors
 from safe_o2o.algorithms.fosp_reading import KINDS, Estimates, Reading, Records
 from safe_o2o.algorithms.world_model import Imagined, Observed
 from safe_o2o.data.batch import Batch
-from safe_o2o.data.episode import NO_GATE
-from safe_o2o.errors import DataError
 from safe_o2o.nets.parallel import Draws, own, world
 from safe_o2o.nets.precision import training_arithmetic
 from safe_o2o.nets.rssm import Latent
@@ -170,16 +169,7 @@ class Objectives:
         """What has a budget, on arrival `[B, T]`, as reward and cost are."""
         found: dict[str, Tensor] = {}
         for name in self.config.budget.limits:
-            column = batch.verdict if name == "intervention" else batch.force
-            if column is None:
-                raise DataError(f"the batch does not say what budget.{name} limits", where="batch")
-            caused = column
-            if name == "intervention":  # of the filter, or of the gate above it
-                changed = column > 0
-                if batch.gate is not None:
-                    changed = changed | ((batch.gate > 0) & (batch.gate < NO_GATE))
-                caused = changed.float()
-            found[name] = nn.functional.pad(caused[:, :-1], (1, 0))
+            found[name] = nn.functional.pad(budget_cost(batch, name)[:, :-1], (1, 0))
         return found
 
     def imagine(self, seen: Observed, data: Records) -> Imagined:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from safe_o2o.algorithms.budgets import budget_cost
 from safe_o2o.algorithms.implicit_value import ImplicitValue
 from safe_o2o.algorithms.module_policy import ModulePolicy
 from safe_o2o.algorithms.read_out import Proposer, ReadOutModule, Rule
@@ -42,6 +43,8 @@ class Sample(NamedTuple):
         next_obs: normalised `[B, F]`.
         next_action: the one recorded next `[B, A]`.
         has_next: 1 where there is one `[B]`.
+        costs: of the budgets that the learner asks for `[m, B]`.
+        step: number of the action in its episode `[B]`, int64.
     """
 
     obs: Tensor
@@ -52,6 +55,8 @@ class Sample(NamedTuple):
     next_obs: Tensor
     next_action: Tensor
     has_next: Tensor
+    costs: Tensor
+    step: Tensor
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,8 @@ class Learner(ABC):
 
     wants: Literal["transitions", "sequences"] = "transitions"
     Config: ClassVar[type[LearnerConfig]]
+    budgets: tuple[str, ...] = ()
+    """Costs that it wants to see of every action: `cost`, or one of `budgets.BUDGETS`."""
 
     def __init__(
         self,
@@ -278,7 +285,15 @@ class Learner(ABC):
             self.net["reader"](batch.next_obs),
             torch.zeros_like(batch.action) if after is None else after.clamp(-edge, edge),
             torch.zeros_like(batch.reward) if known is None else known.float(),
+            self._costs(batch),
+            torch.zeros_like(batch.reward).long() if batch.index is None else batch.index.step,
         )
+
+    def _costs(self, batch: Batch) -> Tensor:
+        found = [
+            batch.cost if name == "cost" else budget_cost(batch, name) for name in self.budgets
+        ]
+        return torch.stack(found) if found else batch.cost.new_zeros(0, len(batch.cost))
 
     def decision(self, proposer: Proposer, rule: Rule, critic: nn.Module | None) -> ReadOutModule:
         """A read-out under this algorithm's safety critic, where it has one."""

@@ -7,7 +7,7 @@ their policies climb (offline.md 5.2, 7.4).
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +26,24 @@ class PolicyValue(nn.Module):
         critic: of the ensemble, `[B, F]`, `[B, (n,) A]` -> `[E, B, (n)]`.
         rate: of the running mean of |Q| that a policy's climb is divided by; 0 divides by the other
             member's mean over the batch, as the released codes do.
+        worst: which member to believe: `low` for rewards, `high` for costs.
     """
 
     scale: Tensor
 
-    def __init__(self, critic: QNetwork, rate: float = 0.01) -> None:
+    def __init__(
+        self, critic: QNetwork, rate: float = 0.01, worst: Literal["low", "high"] = "low"
+    ) -> None:
         super().__init__()
-        self.critic, self.rate = critic, rate
+        self.critic, self.rate, self.worst = critic, rate, worst
         self.target = copy.deepcopy(critic).requires_grad_(False)
         self.register_buffer("scale", torch.zeros(2))
         """Running mean of |Q|, and its weight."""
 
     def believed(self, obs: Tensor, action: Tensor) -> Tensor:
-        """The least of the slow Q `[B]` or `[B, n]`."""
+        """Of the slow Q the one to believe `[B]` or `[B, n]`."""
         q: Tensor = self.target(obs, action)
-        return q.amin(0)
+        return q.amin(0) if self.worst == "low" else q.amax(0)
 
     def bootstrap(self, obs: Tensor, action: Tensor) -> Tensor:
         """Value `[B]` of sampled actions `[B, n, A]`: of each member the best, of these the least.
