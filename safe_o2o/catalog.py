@@ -25,6 +25,8 @@ algorithms: dict[str, str] = dict(
     cfpi="safe_o2o.algorithms.cfpi:Cfpi",
     consistency_ac="safe_o2o.algorithms.consistency_ac:ConsistencyAc",
     cvpo="safe_o2o.algorithms.cvpo:Cvpo",
+    dpmd="safe_o2o.algorithms.dpmd:Dpmd",
+    sdac="safe_o2o.algorithms.sdac:Sdac",
     reachability="safe_o2o.algorithms.reachability:Reachability",
 )
 tasks: dict[str, str] = dict(

@@ -102,7 +102,9 @@ class Cvpo(Learner):
             "critic": ([*self.net["value"].critic.parameters(), *costs], cfg.learning_rate),
             "actor": (self.net["actor"].parameters(), cfg.actor_lr),
         }
-        return found | {"behavior": (self.net["behavior"].parameters(), cfg.actor_lr)}
+        if "behavior" in self.net:
+            found["behavior"] = (self.net["behavior"].parameters(), cfg.actor_lr)
+        return found
 
     def learn(self, x: Sample) -> Metrics:
         """Critics; the data's density; the E-step's weights; the M-step; averages."""

@@ -69,10 +69,13 @@ class DiffusionPolicy(GenerativePolicy):
         device, rows = obs.device, len(obs)
         index = torch.randint(self.schedule.steps, (rows,), generator=generator, device=device)
         noise = torch.randn(action.shape, generator=generator, device=device, dtype=action.dtype)
-        x = self.schedule.noised(action, index, noise)
-        at = self.denoiser.at(index + 1)
-        error: Tensor = self.denoiser(x.unsqueeze(1), at, obs)[:, 0] - noise
+        error = self.noise_in(self.schedule.noised(action, index, noise), index, obs) - noise
         return self.step_weights[index] * error.square().mean(-1)
+
+    def noise_in(self, x: Tensor, index: Tensor, obs: Tensor) -> Tensor:
+        """The noise that it sees in actions `[B, A]` at steps `[B]` (index), of `[B, F]`."""
+        found: Tensor = self.denoiser(x.unsqueeze(1), self.denoiser.at(index + 1), obs)[:, 0]
+        return found
 
     def bound_weights(self) -> Tensor:
         """What a step's error counts in the bound of the likelihood `[T]` (offline.md 5.3).

@@ -16,11 +16,13 @@ def forward_variance(kind: Kind, steps: int) -> Tensor:
     """Variance added in steps 1..T `[T]`, float64.
 
     Variance-preserving as in the papers here (the last alpha_bar is exp(-5.05) for every T); cosine
-    (Nichol and Dhariwal, 2021); a line from 8e-5 to 0.8, DPMD's and SDAC's.
+    (Nichol and Dhariwal, 2021); a line from 8e-5 to 0.8 at the 20 steps of
+    DPMD and SDAC, as much noise in all at other numbers of steps.
     """
     i = torch.arange(1, steps + 1, dtype=torch.float64)
     if kind == "linear":
-        return 0.8 * torch.linspace(1e-4, 0.999, steps, dtype=torch.float64)
+        line = torch.linspace(1e-4, 0.999, steps, dtype=torch.float64)
+        return (0.8 * 20.0 / steps * line).clamp(max=0.999)
     if kind == "cosine":
         level = torch.cos((torch.arange(steps + 1).double() / steps + 0.008) / 1.008 * math.pi / 2)
         return (1.0 - (level[1:] / level[:-1]).square()).clamp(max=0.999)
