@@ -85,6 +85,7 @@ def transition_batch(seed: int, batch: int = 16) -> Batch:
 
     number = torch.randint(0, 9, (batch,), generator=g)
     flag = torch.zeros(batch, dtype=torch.bool)
+    more = torch.Generator().manual_seed(seed + 10_000)
     terminated = torch.rand(batch, generator=g) > 0.9
     truncated = ~terminated & (torch.rand(batch, generator=g) > 0.9)
     return Batch(
@@ -100,6 +101,8 @@ def transition_batch(seed: int, batch: int = 16) -> Batch:
         next_obs=state(),
         next_action=torch.rand(batch, 3, generator=g) * 2 - 1,
         next_action_mask=~(terminated | truncated),
+        verdict=(torch.rand(batch, generator=more) > 0.8).to(torch.uint8),
+        force=5.0 * torch.rand(batch, generator=more),
         index=Index(
             episode=number, step=number, record=number, origin=torch.zeros(batch, dtype=torch.int64)
         ),

@@ -121,6 +121,8 @@ def test_parts_of_fosp_are_methods_too() -> None:
     assert recipe("safedreamer", "tiny")[0] == "safedreamer"
     name, config = recipe("without_model", "tiny")
     assert name == "fosp" and config.model == "none"
+    name, config = recipe("cloning_diffusion", "tiny")
+    assert name == "cloning" and config.kind == "diffusion"
     with pytest.raises(UnknownNameError, match="without_reach"):
         recipe("without_reech", "tiny")
 

@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from safe_o2o import catalog
+from safe_o2o.algorithms.constraint_layer import ConstraintConfig
 from safe_o2o.algorithms.diffusion_config import DiffusionConfig
+from safe_o2o.algorithms.learner import SafetyConfig
 from safe_o2o.errors import ConfigError
 from safe_o2o.export.onnx import PARITY_STEPS, export_bundle
 from tests.synthetic import STATE_SPEC, STATISTICS, observations_of, transition_batch
 from tests.test_learners import build, observations
 
+BUDGETED = ConstraintConfig(cost=1.0, intervention=5.0, force=20.0, samples=8)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "idql, quantile": ("idql", {"weight": "quantile"}),
     "idql, linex": ("idql", {"weight": "linex"}),
@@ -38,6 +41,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "cfpi, multi-step": ("cfpi", {"variant": "multi_step", "total_updates": 6, "rounds": 3}),
     "cfpi, iterative": ("cfpi", {"variant": "iterative", "sarsa": 0.0}),
     "cfpi, numbers": ("cfpi", {"critic": "mean"}),
+    "cvpo, mixture": ("cvpo", {"policy": "mixture"}),
+    "cvpo, diffusion": ("cvpo", {"policy": "diffusion"}),
+    "cvpo, consistency": ("cvpo", {"policy": "consistency"}),
+    "cvpo, three budgets": ("cvpo", {"constraint": BUDGETED}),
+    "cvpo, as published": ("cvpo", {"m_steps": 6, "safety": SafetyConfig(mask=False)}),
+    "sdac, without data": ("sdac", {"imitation_half_life": 0.0}),
     "cloning, mixture": ("cloning", {"kind": "mixture"}),
     "cloning, diffusion": ("cloning", {"kind": "diffusion"}),
     "cloning, consistency": ("cloning", {"kind": "consistency"}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ class Arguments:
         out: folder of the runs.
         results: the table's file; measurements are added to it, line by line.
         methods: who is compared, separated by commas: algorithms, and parts of FOSP to leave out
-            (`without_model`, `without_reach`, ...); empty only shows the table.
+            (`without_model`, `without_reach`, ...), learners with another policy than their own
+            (`cloning_diffusion`, `cvpo_diffusion`, ...); empty only shows the table.
         preset: size of the networks.
         seeds: seeds of data, layouts, networks and draws, separated by commas.
         scenes: where to fine-tune, separated by commas; empty stops after the offline policy.
@@ -88,6 +89,18 @@ class Arguments:
         return found | ({"latents": True} if self.world_model else {})
 
 
+ALIKE: dict[str, tuple[str, dict[str, Any]]] = {
+    "cloning_mixture": ("cloning", {"kind": "mixture"}),
+    "cloning_diffusion": ("cloning", {"kind": "diffusion"}),
+    "cloning_consistency": ("cloning", {"kind": "consistency"}),
+    "cvpo_mixture": ("cvpo", {"policy": "mixture"}),
+    "cvpo_diffusion": ("cvpo", {"policy": "diffusion"}),
+    "cvpo_consistency": ("cvpo", {"policy": "consistency"}),
+}
+"""Learners with another policy than their own: to tell what is the method's and what the policy's.
+"""
+
+
 def recipe(method: str, size: str) -> tuple[str, Any]:
     """Algorithm and settings of a method of the table.
 
@@ -98,6 +111,9 @@ def recipe(method: str, size: str) -> tuple[str, Any]:
 
     if method in catalog.algorithms:
         return method, catalog.load("algorithm", method).preset(size)
+    if method in ALIKE:
+        name, changes = ALIKE[method]
+        return name, replace(catalog.load("algorithm", name).preset(size), **changes)
     if method not in VARIANTS:
-        raise UnknownNameError("method", method, [*catalog.algorithms, *VARIANTS])
+        raise UnknownNameError("method", method, [*catalog.algorithms, *ALIKE, *VARIANTS])
     return "fosp", catalog.load("algorithm", "fosp").preset(f"{size}_{method}")
