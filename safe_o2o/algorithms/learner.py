@@ -19,6 +19,7 @@ from safe_o2o.algorithms.budgets import budget_cost
 from safe_o2o.algorithms.implicit_value import ImplicitValue
 from safe_o2o.algorithms.module_policy import ModulePolicy
 from safe_o2o.algorithms.read_out import Proposer, ReadOutModule, Rule
+from safe_o2o.algorithms.safety_value import safety_target
 from safe_o2o.config import require_one_of, require_positive
 from safe_o2o.data.batch import Batch
 from safe_o2o.errors import ConfigError, SpecMismatchError
@@ -65,11 +66,15 @@ class SafetyConfig:
 
     mask: bool = True
     """candidates above the limit are not taken while there are others; False: no cost critic"""
-    label: Literal["reach", "cost"] = "reach"
-    """what it predicts: the discounted probability that a violation comes, or the discounted sum of
-    costs"""
+    label: Literal["reach", "cost", "feasible"] = "reach"
+    """what it predicts: the discounted probability that a violation comes, the discounted sum of
+    costs, or FISOR's value, -1 where nothing ever comes and `danger` where it is there: feasible
+    below zero"""
     limit: float = 0.1
-    """of that: what a candidate may have"""
+    """of that: what a candidate may have; of FISOR's value 0 less a margin"""
+    danger: float = 25.0
+    """FISOR's value of a violation. With the discount it says how early one is seen to come:
+    ln(danger + 1) / -ln(discount) steps, which should be twice the longest stop"""
     expectile: float = 0.02
     """of the state's value: below one half it is what careful actions of the data come to"""
     discount: float = 0.9
@@ -77,8 +82,13 @@ class SafetyConfig:
     """candidates around the action of a policy that has no others"""
 
     def __post_init__(self) -> None:
-        require_one_of(self, "label", ("reach", "cost"))
-        require_positive(self, "limit", "candidates")
+        require_one_of(self, "label", ("reach", "cost", "feasible"))
+        require_positive(self, "candidates", "danger")
+        if self.label == "feasible":
+            if not -1.0 < self.limit < self.danger:
+                raise ConfigError(f"must be in (-1, {self.danger}), got {self.limit}")
+        else:
+            require_positive(self, "limit")
         if not 0.0 < self.expectile < 1.0 or not 0.0 <= self.discount < 1.0:
             raise ConfigError(
                 f"expectile must be in (0, 1) and discount in [0, 1), got {self.expectile} and "
@@ -351,6 +361,10 @@ class Learner(ABC):
             target = x.cost + later
             if cfg.label == "reach":
                 target = torch.where(violated > 0, violated, later).clamp(0.0, 1.0)
+            elif cfg.label == "feasible":
+                h = torch.where(violated > 0, cfg.danger, -1.0)
+                after = risk.value(x.next_obs)
+                target = safety_target(h, after, violated, x.ended, cfg.discount, cfg.danger)
             q = risk.believed(x.obs, x.action)
         value_loss = risk.value_loss(x.obs, q, cfg.expectile)
         critic_loss = risk.critic_loss(x.obs, x.action, target)

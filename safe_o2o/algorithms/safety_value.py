@@ -10,6 +10,7 @@ model's states); Nakamura et al., *LatentCBF*, L4DC 2026 (the smooth margin); Se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,20 +28,34 @@ def safety_target(
     violated: Tensor,
     terminated: Tensor,
     discount: Tensor | float,
+    danger: float = 1.0,
 ) -> Tensor:
     """(1 - g) h + g max(h, next value); violations absorb, a task that ended has nothing to come.
 
     A time limit is no end: its `terminated` is 0 and the value after it counts.
 
     Args:
-        h: danger on arrival `[...]`, in [-1, 1].
+        h: danger on arrival `[...]`, in [-1, danger].
         next_value: of the state arrived at `[...]`.
-        violated: 1 where the arrival was a violation `[...]`: the target is 1 there.
+        violated: 1 where the arrival was a violation `[...]`: the target is `danger` there.
         terminated: 1 where the task ended on arrival `[...]`.
         discount: g.
+        danger: value of a violation.
     """
     later = torch.where(terminated > 0, h, torch.maximum(h, next_value))
-    return torch.where(violated > 0, torch.ones_like(h), (1.0 - discount) * h + discount * later)
+    value = (1.0 - discount) * h + discount * later
+    return torch.where(violated > 0, torch.full_like(h, danger), value)
+
+
+def warning_steps(discount: float, danger: float) -> float:
+    """How many steps before a certain violation a discounted value with h of -1 is above zero.
+
+    ln(danger + 1) / -ln g (online_safety.md 5.1): what is further off is called safe. Twice the
+    longest stop should be within it.
+    """
+    if discount >= 1.0:
+        return math.inf
+    return math.log(danger + 1.0) / -math.log(discount) if discount > 0.0 else 0.0
 
 
 def safety_discount(update: int, highest: float, stage: int, lowest: float = 0.85) -> float:
