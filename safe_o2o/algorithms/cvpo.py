@@ -159,9 +159,13 @@ class Cvpo(Learner):
         return found
 
     def _fit(self, obs: Tensor, action: Tensor, raw: Tensor | None, weight: Tensor) -> Metrics:
-        """The M-step: within the trust region for a Gaussian, weighted imitation for others."""
+        """The M-step: weighted imitation; for a Gaussian online within the trust region.
+
+        Offline the tilt of the data's density is within its KL of the data by itself, and the
+        policy's own past, which begins with a random network, is nothing to stay near to.
+        """
         actor, region, average = self.net["actor"], self.net["region"], self.net["average"]
-        if raw is None:
+        if raw is None or not self.online:
             loss = (weight * self._imitation(actor, obs, action)).sum(-1).mean()
             self.optimize("actor", loss)
             return {"actor/loss": loss}

@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("safe_o2o.cli.data", "show, hash and verify datasets and episodes"),
     "protocol": ("safe_o2o.cli.protocol", "the paper's protocol for methods and seeds: one table"),
     "limits": ("safe_o2o.cli.limits", "what a filter holds an arm to, and how far it goes to stop"),
+    "horizon": ("safe_o2o.cli.horizon", "is a critic's lookahead long enough to stay bounded"),
     "list": ("safe_o2o.cli.list_", "list the names you can use: algorithms, tasks, robots, ..."),
     "doctor": ("safe_o2o.cli.doctor", "check this machine, or find and mend a damaged dataset"),
     "bench": ("safe_o2o.cli.bench", "run the benchmarks that the README quotes"),
