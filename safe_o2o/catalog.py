@@ -27,6 +27,7 @@ algorithms: dict[str, str] = dict(
     cvpo="safe_o2o.algorithms.cvpo:Cvpo",
     dpmd="safe_o2o.algorithms.dpmd:Dpmd",
     sdac="safe_o2o.algorithms.sdac:Sdac",
+    loop="safe_o2o.algorithms.loop:Loop",
     reachability="safe_o2o.algorithms.reachability:Reachability",
 )
 tasks: dict[str, str] = dict(

@@ -105,6 +105,14 @@ def test_where_ros_is_missing_one_line_says_so_and_insisting_is_refused(run, mon
         deploy(run, bundles=run / "bundles", episodes=2, ros=True)
 
 
+def test_a_task_without_a_robot_runs_in_one_process(run, monkeypatch) -> None:
+    monkeypatch.setattr(deployment, "ros_missing", lambda: "")
+    assert "no robot" in deployment._without_robot("pendulum")
+    assert deployment._without_robot("safe_reach") == ""
+    with pytest.raises(ConfigError, match="pendulum has no robot"):
+        deploy(run, bundles=run / "bundles", task="pendulum", ros=True)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("speed", 0.0), ("episodes", -1), ("speed", float("nan"))]
 )

@@ -28,7 +28,7 @@ from safe_o2o.nets.denoiser import (
 from safe_o2o.nets.diffusion import DiffusionPolicy, Sampler
 from safe_o2o.nets.generative import GaussianPolicy, GenerativePolicy, MixturePolicy
 from safe_o2o.nets.mlp import count_parameters
-from safe_o2o.nets.schedule import NoiseSchedule
+from safe_o2o.nets.schedule import Kind, NoiseSchedule
 
 POLICIES = {
     "gaussian": lambda: GaussianPolicy(4, 2, (32, 32)),
@@ -202,6 +202,27 @@ def test_schedule_of_five_steps() -> None:
 def test_cosine_schedule() -> None:
     expected = torch.tensor([0.101294, 0.279544, 0.473635, 0.724052, 0.999])
     torch.testing.assert_close(NoiseSchedule(5, "cosine").beta, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["vp", "cosine", "linear"])
+def test_any_schedule_learns_and_samples_within_bounds(schedule: Kind) -> None:
+    policy = DiffusionPolicy(
+        2, 1, steps=10, network="mlp", hidden_dim=32, schedule=schedule, weighting="elbo"
+    )
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+    g = generator()
+    for _ in range(300):
+        obs = torch.randn(128, 2, generator=g)
+        action = 0.5 * torch.tanh(obs[:, :1])
+        optimizer.zero_grad()
+        policy.loss(obs, action, g).mean().backward()
+        optimizer.step()
+    obs = torch.randn(200, 2, generator=g)
+    with torch.no_grad():
+        found = policy.sample(obs, 16, g)
+    assert float(found.abs().max()) <= 1.0
+    error = (found.mean(1) - 0.5 * torch.tanh(obs[:, :1])).abs().mean()
+    assert float(error) < 0.2
 
 
 def test_linear_schedule_of_twenty_steps() -> None:

@@ -29,7 +29,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "idql",
         {"diffusion": DiffusionConfig(3, "mlp", 16, weighting="elbo")},
     ),
-    "idql, cosine": ("idql", {"diffusion": DiffusionConfig(3, "mlp", 16, schedule="cosine")}),
     "diffcps, raw": ("diffcps", {"kappa": 0.05, "raw_price": True, "raw_softmax": True}),
     "diffcps, max of ten": ("diffcps", {"backup_samples": 10}),
     "consistency, released": ("consistency_ac", {"released": True, "levels": (80.0, 2.0)}),

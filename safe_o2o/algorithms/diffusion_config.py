@@ -24,7 +24,8 @@ class DiffusionConfig:
     """what is kept within [-1, 1] on the way: DiffCPS the clean action, IDQL each step's result"""
 
     schedule: Literal["vp", "cosine", "linear"] = "vp"
-    """of the noise; DPMD's and SDAC's: linear"""
+    """of the noise; DPMD's and SDAC's: linear. The last step of cosine makes a hundred
+    times as much of rounding: its graph may be refused for that"""
     weighting: Literal["uniform", "elbo"] = "uniform"
     """of the steps in the loss; elbo: the bound of the likelihood, within a factor of 4 of it"""
 

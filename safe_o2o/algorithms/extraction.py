@@ -12,6 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ABSENT = -3e38
+"""The score of what is not to be taken: finite, since a graph keeps it among its weights, where
+promotion accepts nothing that is not."""
+
 
 class Ranked(NamedTuple):
     """What a rule makes of candidates.
@@ -122,7 +126,7 @@ def final_score(
     if risk is None:
         return score
     feasible = risk <= limit
-    worst = torch.full_like(score, -torch.inf)
+    worst = torch.full_like(score, ABSENT)
     masked = torch.where(feasible, score, worst)
     least = torch.where(risk.isnan(), worst, -risk)
     return torch.where(feasible.any(-1, keepdim=True), masked, least)

@@ -48,6 +48,8 @@ class Exportable(Protocol):
     and, where it chooses among things (a class of a latent, a candidate), the method
 
         undecided(*inputs) -> Tensor `[N]` bool: whether some choice hangs on less than rounding
+
+    and, where rounding is amplified by what it does, `parity_tolerance`: float.
     """
 
     def export_module(self) -> nn.Module:
@@ -149,10 +151,11 @@ def export_bundle(
         spec.observation.check(obs)
     module = exported(policy)
     graphs = graphs or Graphs()
+    tolerance = float(getattr(module, "parity_tolerance", TOLERANCE))
 
     def compared(graph: bytes) -> tuple[bytes, Manifest, Parity, Parity]:
         manifest = _manifest(module, spec, algorithm, graph, statistics, provenance, noise_seed)
-        comparison = Comparison(module, graph, manifest, directory)
+        comparison = Comparison(module, graph, manifest, directory, tolerance)
         draw = np.random.Generator(np.random.PCG64(noise_seed + 1))
         fixed, sampled = comparison.run(parity_steps, [None, draw])
         return graph, manifest, fixed, sampled
@@ -184,7 +187,7 @@ def export_bundle(
         "steps": report.steps,
         "undecided": report.undecided,
         "drifted": report.drifted,
-        "tolerance": TOLERANCE,
+        "tolerance": tolerance,
         "outputs": dict(report.differences),
     }
     text = json.dumps(manifest.to_json() | {"parity": parity}, indent=2, allow_nan=False) + "\n"

@@ -31,7 +31,8 @@ SPARE_STEPS = 4
 """Steps of a pass that may be left out, and as many of which the graph may have come from a state
 that had drifted; where there are more of them, something else is wrong."""
 TOLERANCE = 1e-5
-"""Largest difference of an action entry, in [-1, 1], between network and graph."""
+"""Largest difference of an action entry, in [-1, 1], between network and graph. A module may have a
+`parity_tolerance` of its own, with its reason."""
 DIAGNOSTIC_TOLERANCE = 1e-3
 """The same for values and risks, relative to max(1, |value|)."""
 
@@ -77,12 +78,19 @@ class Comparison:
         graph: ONNX bytes.
         manifest: of the graph.
         directory: the bundle's folder, for messages.
+        tolerance: of actions.
     """
 
     def __init__(
-        self, module: nn.Module, graph: bytes, manifest: Manifest, directory: Path
+        self,
+        module: nn.Module,
+        graph: bytes,
+        manifest: Manifest,
+        directory: Path,
+        tolerance: float = TOLERANCE,
     ) -> None:
         self.module, self.manifest, self.directory = module, manifest, directory
+        self.tolerance = tolerance
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -204,7 +212,7 @@ class Comparison:
                     )
             gap = np.abs(a - b)
             relative = DIAGNOSTIC_TOLERANCE * np.maximum(1, np.abs(a))
-            if not (gap <= (TOLERANCE if name == ACTION else relative)).all():
+            if not (gap <= (self.tolerance if name == ACTION else relative)).all():
                 beyond.append(name)
             gaps[name] = float(gap.max(initial=0.0))
         return gaps, beyond

@@ -223,6 +223,10 @@ def deploy(
     missing = ros_missing()
     if ros and missing:
         raise MissingDependencyError(missing, where="--ros")
+    if config.graph != "real" and (alone := _without_robot(config.task)):
+        if ros:
+            raise ConfigError(alone, where="--ros", todo="leave it out, or --ros no")
+        missing = missing or alone
     if config.graph == "real" and (missing or ros is False):
         raise MissingDependencyError(missing or "a real arm is reached over ROS 2", where="graph")
     if config.over_ros and (missing or ros is False):
@@ -252,6 +256,12 @@ def deploy(
         learner_restarts=trained.restarts,
         bags_failed=fates.get("bag_node", _Fate()).failed,
     )
+
+
+def _without_robot(task: str) -> str:
+    """Why a task has no graph, `""` where it has one: it is an environment by itself."""
+    made = catalog.load("task", task)
+    return f"{task} has no robot that a graph could drive" if hasattr(made, "step") else ""
 
 
 @dataclass
